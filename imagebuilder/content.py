@@ -1,0 +1,76 @@
+"""Content ids, checksums and the one way to put a file on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+CHUNK = 1 << 20  # bytes per read: large enough that hashing, not system calls, is the cost
+
+
+def canonical_json(value: Any) -> bytes:
+    """Return the one JSON spelling of ``value``: sorted keys, no spaces, UTF-8."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def content_id(value: Any) -> str:
+    """Return the content id of plain data: 64 hex digits, sha256 over its canonical JSON."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Return the sha256 of ``data`` as 64 hex digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Return the sha256 of a file as 64 hex digits, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def fsync_directory(path: Path) -> None:
+    """Make renames and new names in ``path`` survive a power cut."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def writing(path: Path, *, mode: int = 0o644) -> Iterator[IO[bytes]]:
+    """Open a binary file that appears under its name only when it is whole.
+
+    The bytes go to a hidden file in the same folder, which is fsynced and renamed when the block ends, or
+    removed when the block raises.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    aside = Path(name)
+    try:
+        with os.fdopen(fd, "w+b") as stream:
+            yield stream
+            stream.flush()
+            os.fchmod(stream.fileno(), mode)
+            os.fsync(stream.fileno())
+        aside.replace(path)
+        fsync_directory(path.parent)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o644) -> None:
+    """Write a whole file aside, fsync it, and rename it to ``path``."""
+    with writing(path, mode=mode) as stream:
+        stream.write(data.encode() if isinstance(data, str) else data)
