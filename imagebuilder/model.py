@@ -32,6 +32,7 @@ class BuildRequest:
         kubernetes: a minor (``1.35``) or an exact version (``1.35.8``).
         sources: component to source kind, as ``--source``.
         mirrors: mirror name to address, as ``--mirror``.
+        keys: mirror name to the fingerprint of the key that signs it, where it is not upstream's own.
         overlays, scripts: absolute paths, in the order they are applied.
         images: registry references, or paths of OCI archives or image TOML files.
     """
@@ -48,6 +49,7 @@ class BuildRequest:
     images: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
     mirrors: Mapping[str, str] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +98,8 @@ def plain(value: Any) -> Any:
     """Return a frozen type as plain data, fit for canonical JSON."""
     if hasattr(value, "__dataclass_fields__"):
         return plain(asdict(value))
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

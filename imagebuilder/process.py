@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Protocol, TypeAlias
 
 from imagebuilder.errors import CommandError, DeadlineError, ToolMissingError
 
@@ -31,6 +31,8 @@ SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 TAIL_LINES = 20  # lines of output shown when a command fails
 CAPTURE_LIMIT = 64 << 20  # bytes of standard output kept: an apt index listing is about 1 MiB
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
+
+Child: TypeAlias = "subprocess.Popen[bytes]"  # what spawn() returns, for annotations elsewhere
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,199 @@
+"""The recipe of a bake: plan -> lock -> materials -> layers -> disk -> artifact -> manifest."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imagebuilder import __version__, resources
+from imagebuilder.content import canonical_json, content_id, sha256_file, write_atomic
+from imagebuilder.direct.disk import DiskSpec, write_disk
+from imagebuilder.direct.engine import DirectEngine, LayerJob
+from imagebuilder.direct.formats import FORMATS
+from imagebuilder.direct.jobs import installed_packages, layer_jobs
+from imagebuilder.direct.layers import Layer, LayerStore
+from imagebuilder.direct.sandbox import require_tools
+from imagebuilder.errors import PrivilegeError
+from imagebuilder.events import Progress, Stage
+from imagebuilder.fetch import Fetcher
+from imagebuilder.model import FORMAT_VERSION, LockedPackage, plain
+from imagebuilder.plan import BuildPlan
+from imagebuilder.process import Runner
+from imagebuilder.resolve import Lock, Resolver
+from imagebuilder.sources.apt import make_repository
+
+LOGS_KEPT = 20  # bakes whose logs stay in the cache
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BakeOptions:
+    """How to bake, apart from what.
+
+    Attributes:
+        output: the folder that gets ``<build identifier>/``.
+        cache: the cache folder.
+        refresh: ask the mirrors again.
+        offline: take everything from the cache.
+    """
+
+    output: Path
+    cache: Path
+    refresh: bool = False
+    offline: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BakeResult:
+    """A finished bake: its folder, the artifact in it, the manifest, and whether it was there already."""
+
+    folder: Path
+    artifact: Path
+    manifest: dict[str, Any]
+    unchanged: bool
+
+
+def bake(plan: BuildPlan, *, options: BakeOptions, runner: Runner, progress: Progress) -> BakeResult:
+    """Bake an image with the direct engine.
+
+    Returns:
+        The artifact's folder: the disk, ``manifest.json`` and ``SHA256SUMS``.
+
+    Raises:
+        PrivilegeError: not root.
+        ImagebuilderError: any other class of :mod:`imagebuilder.errors`; nothing half-written is left.
+    """
+    if os.geteuid() != 0:
+        raise PrivilegeError("the direct engine must run as root", hint="sudo imagebuilder bake ...")
+    require_tools()
+    cache, folder = options.cache.absolute(), options.output.absolute() / plan.id
+    store, log = LayerStore(cache, runner), new_log(cache / "logs", plan.id)
+    store.sweep()
+    # 1. what exactly
+    resolver = Resolver(
+        cache=cache, runner=runner, progress=progress, log=log, refresh=options.refresh, offline=options.offline
+    )
+    lock = resolver.resolve(plan)
+    fetcher = Fetcher(cache=cache, runner=runner, progress=progress, log=log, offline=options.offline)
+    materials = fetcher.materials(plan, lock)
+    jobs = layer_jobs(plan, lock, materials, resources.folder("provision"))
+    spec = disk_spec(plan, lock, jobs)
+    artifact_id = content_id([FORMAT_VERSION, plain(spec), plan.disk.format, [job.id for job in jobs]])
+    if found := unchanged(folder, artifact_id):
+        return found
+
+    # 2. the root tree
+    def repository(packages: Sequence[LockedPackage], out: Path, stage: Stage) -> Path:
+        make_repository(packages, fetcher.packages(packages, plan, stage), plan.profile.suite, out, runner)
+        return out
+
+    engine = DirectEngine(
+        store=store, runner=runner, progress=progress, provision=resources.folder("provision"),
+        suite=plan.profile.suite, arch=plan.cell.arch, log=log, make_repository=repository,
+    )  # fmt: skip
+    layers = engine.build(jobs)
+    tools = engine.tools(layers[0], lock.packages["tools"])
+    # 3. the disk and the artifact
+    artifact = folder / f"{plan.id}.{plan.disk.extension}"
+    with store.scratch(f"disk-{artifact_id}") as work:
+        with progress.stage("disk", "Disk: partitions, boot loaders, root file system"):
+            raw = write_disk(spec, layers, tools, work, runner, log)
+        with progress.stage("pack", f"Artifact: {plan.disk.format}") as stage:
+            folder.mkdir(parents=True, exist_ok=True)
+            FORMATS[plan.disk.format].writer(raw, folder / ".new", lambda done, all_: stage.update(done, all_, "B"))
+    with progress.stage("manifest", "Manifest and checksums"):
+        return publish(folder, artifact, artifact_id, manifest_data(plan, lock, layers, progress))
+
+
+def disk_spec(plan: BuildPlan, lock: Lock, jobs: Sequence[LayerJob]) -> DiskSpec:
+    """Return the disk: its identifiers follow from the stack of layers that it holds."""
+    return DiskSpec(
+        size=plan.disk.size, seed=jobs[-1].id, arch=plan.cell.arch, firmware=plan.disk.firmware,
+        kernel_arguments=plan.disk.kernel_arguments, vendor=plan.profile.name, epoch=lock.epoch,
+    )  # fmt: skip
+
+
+def unchanged(folder: Path, artifact_id: str) -> BakeResult | None:
+    """Return the result of an earlier bake of just this artifact, when it is still as it was written."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        stamp = json.loads((folder / ".stamp").read_bytes())
+        artifact = folder / manifest["artifact"]["file"]
+        if stamp == stamp_of(artifact, artifact_id):
+            return BakeResult(folder=folder, artifact=artifact, manifest=manifest, unchanged=True)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return None
+
+
+def stamp_of(artifact: Path, artifact_id: str) -> dict[str, Any]:
+    """Return what changes when a file is touched, without reading it."""
+    stat = artifact.stat()
+    return {"id": artifact_id, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "inode": stat.st_ino}
+
+
+def publish(folder: Path, artifact: Path, artifact_id: str, manifest: dict[str, Any]) -> BakeResult:
+    """Put the new artifact in place, its manifest last: a folder with a manifest is whole."""
+    new = folder / ".new"
+    digest = sha256_file(new)
+    (folder / "manifest.json").unlink(missing_ok=True)
+    new.replace(artifact)
+    manifest["artifact"] |= {
+        "id": artifact_id,
+        "file": artifact.name,
+        "size": artifact.stat().st_size,
+        "sha256": digest,
+    }
+    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    write_atomic(folder / "manifest.json", text)
+    write_atomic(
+        folder / "SHA256SUMS", f"{digest}  {artifact.name}\n{sha256_file(folder / 'manifest.json')}  manifest.json\n"
+    )
+    write_atomic(folder / ".stamp", canonical_json(stamp_of(artifact, artifact_id)))
+    return BakeResult(folder=folder, artifact=artifact, manifest=manifest, unchanged=False)
+
+
+def manifest_data(plan: BuildPlan, lock: Lock, layers: Sequence[Layer], progress: Progress) -> dict[str, Any]:
+    """Return the manifest without the artifact's own facts."""
+    packages = installed_packages(lock)
+    containerd = next((p.version for _, p in packages if p.name in ("containerd", "containerd.io")), plan.containerd)
+    return {
+        "apiVersion": "imagebuilder/v1",
+        "kind": "Image",
+        "id": plan.id,
+        "tool": {"name": "imagebuilder", "version": __version__},
+        "cell": plain(plan.cell),
+        "artifact": {"format": plan.disk.format, "virtualSize": plan.disk.size},
+        "capabilities": {
+            "kubelet": lock.kubernetes,
+            "containerd": containerd,
+            "runtimes": ["containerd", "docker"],
+            "init": plan.profile.init,
+            "arch": plan.cell.arch,
+            "firmware": list(plan.disk.firmware),
+            "pauseImage": plan.pause_image,
+        },
+        "sources": {name: {"kind": taken.kind, "version": taken.version} for name, taken in lock.taken.items()},
+        "notes": list(lock.notes),
+        "layers": [{"name": layer.info["name"], "id": layer.id, "steps": layer.info["steps"]} for layer in layers],
+        "images": [image.reference for image in (lock.pause, *lock.images)],
+        "packages": [
+            {"name": p.name, "version": p.version, "arch": p.arch, "sha256": p.sha256, "layer": layer}
+            for layer, p in packages
+        ],
+        "epoch": lock.epoch,
+        "timings": progress.timings,
+    }
+
+
+def new_log(folder: Path, name: str) -> Path:
+    """Return the path of a new log file, and drop the oldest ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    logs = sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime)
+    for path in logs[: max(0, len(logs) + 1 - LOGS_KEPT)]:
+        path.unlink(missing_ok=True)
+    return folder / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"

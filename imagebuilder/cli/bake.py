@@ -1,0 +1,87 @@
+"""``imagebuilder bake``: builds an image."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from imagebuilder.cli.output import json_option, print_json, size, table
+from imagebuilder.cli.request import request_options
+from imagebuilder.cli.settings import Settings, cache_option
+
+if TYPE_CHECKING:
+    from imagebuilder.bake import BakeResult
+    from imagebuilder.model import BuildRequest
+
+
+@click.command("bake")
+@request_options
+@click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), default="out", metavar="DIR", show_default=True,
+    help="Where the folder of the image goes.",
+)  # fmt: skip
+@click.option("--refresh", is_flag=True, help="Ask the mirrors for versions again.")
+@click.option("--offline", is_flag=True, help="Take everything from the cache; use no network.")
+@json_option
+@cache_option
+@click.pass_obj
+def command(
+    settings: Settings, request: BuildRequest, output: Path, refresh: bool, offline: bool, as_json: bool
+) -> None:
+    """Build a machine image.
+
+    OUTPUT/<build identifier>/ gets the disk, manifest.json and SHA256SUMS. What has not changed since an earlier
+    bake comes from the cache. Needs root; see "imagebuilder doctor".
+    """
+    from imagebuilder.bake import BakeOptions, bake
+    from imagebuilder.cells import plan_request
+    from imagebuilder.cli.monitors import choose_monitor
+    from imagebuilder.errors import UsageError
+    from imagebuilder.events import Progress
+    from imagebuilder.process import RealRunner
+
+    if refresh and offline:
+        raise UsageError("--refresh asks the mirrors, --offline asks nobody", hint="give one of them")
+    start = time.monotonic()
+    result = bake(
+        plan_request(request),
+        options=BakeOptions(output=output, cache=settings.cache, refresh=refresh, offline=offline),
+        runner=RealRunner(),
+        progress=Progress(choose_monitor(as_json)),
+    )
+    seconds = time.monotonic() - start
+    if as_json:
+        print_json(as_data(result, seconds))
+    else:
+        click.echo(render(result, seconds))
+
+
+def as_data(result: BakeResult, seconds: float) -> dict[str, object]:
+    """Return the last line of ``--json``."""
+    return {
+        "kind": "result",
+        "folder": str(result.folder),
+        "artifact": str(result.artifact),
+        "size": result.artifact.stat().st_size,
+        "kubernetes": result.manifest["capabilities"]["kubelet"],
+        "unchanged": result.unchanged,
+        "seconds": round(seconds, 3),
+    }
+
+
+def render(result: BakeResult, seconds: float) -> str:
+    """Return what a person wants to know at the end: what there is, and what to type next."""
+    folder = os.path.relpath(result.folder)
+    rows = [
+        ("artifact", os.path.relpath(result.artifact)),
+        ("size", size(result.artifact.stat().st_size)),
+        ("kubernetes", str(result.manifest["capabilities"]["kubelet"])),
+        ("time", f"{seconds:.1f} s{' (unchanged)' if result.unchanged else ''}"),
+        ("next", shlex.join(["imagebuilder", "boot", folder, "--until", "login"])),
+    ]
+    return table(rows)

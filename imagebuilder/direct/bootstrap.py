@@ -1,0 +1,68 @@
+"""The base layer's packages, unpacked and configured by mmdebstrap, from a local repository of exactly those."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from imagebuilder import process
+from imagebuilder.direct.sandbox import namespaces
+from imagebuilder.events import Stage
+from imagebuilder.model import LockedPackage
+from imagebuilder.process import Runner
+
+# Manuals, translations and documents are of no use on a node; licences stay.
+EXCLUDES = ("/usr/share/man/*", "/usr/share/locale/*", "/usr/share/doc/*", "/usr/share/info/*")
+INCLUDES = ("/usr/share/doc/*/copyright", "/usr/share/locale/locale.alias")
+DPKG_OPTIONS = (
+    "force-unsafe-io", "force-confold", "force-confdef",
+    *(f"path-exclude={path}" for path in EXCLUDES), *(f"path-include={path}" for path in INCLUDES),
+)  # fmt: skip
+
+
+def bootstrap(
+    packages: Sequence[LockedPackage],
+    *,
+    repository: Path,
+    suite: str,
+    arch: str,
+    root: Path,
+    runner: Runner,
+    stage: Stage,
+    log: Path,
+) -> None:
+    """Fill the empty folder ``root`` with these packages, configured; no initramfs is made, no service started.
+
+    Args:
+        packages: the exact set, essential packages included.
+        repository: a local repository that holds exactly them.
+        suite: the name of the suite that the repository says it is.
+        arch: architecture in Debian's name.
+        root: where the tree goes.
+        runner: runs mmdebstrap.
+        stage: gets the progress.
+        log: the whole output.
+
+    Raises:
+        CommandError: mmdebstrap, or a maintainer script, failed.
+    """
+    process.require("mmdebstrap", package="mmdebstrap")
+    argv = [
+        *namespaces(),
+        "mmdebstrap", "--mode=root", "--variant=essential", "--format=directory", "--verbose",
+        "--skip=check/empty,download/empty,essential/unlink,cleanup/apt", f"--architectures={arch}",
+        f"--include={','.join(package.name for package in packages)}",
+        *(f"--aptopt={line}" for line in ('APT::Install-Recommends "false"', "Dpkg::Use-Pty 0")),
+        *(f"--dpkgopt={option}" for option in DPKG_OPTIONS),
+        suite, str(root), f"deb [trusted=yes] copy:{repository} ./",
+    ]  # fmt: skip
+    done = 0
+
+    def count(line: str) -> None:
+        nonlocal done
+        if line.startswith("Setting up "):
+            done += 1
+            stage.update(done, len(packages), "packages configured")
+
+    # INITRD=No: initramfs-tools makes none while packages are configured; the last step makes it, once.
+    runner.run(argv, env={"INITRD": "No"}, log=log, on_line=count, timeout=1800)

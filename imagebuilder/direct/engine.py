@@ -1,0 +1,232 @@
+"""The direct engine: builds the layers that the cache does not have, and writes the disk. No VM, no host mounts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from imagebuilder.content import content_id, write_atomic
+from imagebuilder.direct.bootstrap import DPKG_OPTIONS, bootstrap
+from imagebuilder.direct.disk import VOLUMES
+from imagebuilder.direct.layers import Layer, LayerStore
+from imagebuilder.direct.sandbox import Bind, Mount, Overlay, Tmpfs, command
+from imagebuilder.errors import CacheError, CommandError, StepError
+from imagebuilder.events import Progress, Stage
+from imagebuilder.model import FORMAT_VERSION, LockedPackage, plain
+from imagebuilder.process import Runner
+
+INSIDE = "/run/imagebuilder"  # where a sandbox sees what it is given; a tmpfs, so nothing of it stays in the layer
+APT_CONF = f"""\
+Dir::Etc::sourcelist "{INSIDE}/sources.list";
+Dir::Etc::sourceparts "-";
+Dir::State::lists "{INSIDE}/lists";
+Dir::Cache "{INSIDE}/cache";
+APT::Sandbox::User "root";
+APT::Install-Recommends "false";
+Acquire::Languages "none";
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerJob:
+    """All that one layer is built from.
+
+    Attributes:
+        id: its content id.
+        packages: exact packages that it adds, as found in ``repository``.
+        installed: every package of the tree with its version, once the layer is complete.
+        steps: paths below ``provision/steps``.
+        env: environment of the steps.
+        binds: files and folders that the steps see.
+        info: plain data for ``layer.json``.
+    """
+
+    name: str
+    id: str
+    packages: tuple[LockedPackage, ...]
+    installed: Mapping[str, str]
+    steps: tuple[str, ...]
+    env: Mapping[str, str]
+    binds: tuple[Bind, ...]
+    info: Mapping[str, object]
+
+
+MakeRepository = Callable[[Sequence[LockedPackage], Path, Stage], Path]
+
+
+@dataclass(kw_only=True)
+class DirectEngine:
+    """Builds layers into a store.
+
+    Attributes:
+        make_repository: writes a local repository of exactly these packages into a folder, and returns it.
+        provision: the ``provision`` folder.
+        suite, arch: in the distribution's names.
+        log: file for all output.
+    """
+
+    store: LayerStore
+    runner: Runner
+    progress: Progress
+    provision: Path
+    suite: str
+    arch: str
+    log: Path
+    make_repository: MakeRepository = field(repr=False)
+
+    def build(self, jobs: Sequence[LayerJob]) -> list[Layer]:
+        """Return the layers of a stack, the lowest first; those that the store has are not built.
+
+        Raises:
+            StepError: a step failed; the layer is not kept.
+            CommandError: bootstrapping failed.
+        """
+        layers: list[Layer] = []
+        for job in jobs:
+            with self.progress.stage(f"layer:{job.name}", f"Layer {job.name}") as stage:
+                found = self.store.get(job.id)
+                stage.cached = found is not None
+                layers.append(found or self._build(job, layers, stage))
+        return layers
+
+    def tools(self, base: Layer, packages: Sequence[LockedPackage]) -> list[Layer]:
+        """Return the tools tree: the base layer, and the disk-writing programs unpacked on top of it."""
+        tools_id = content_id(
+            {"format": FORMAT_VERSION, "name": "tools", "parent": base.id, "packages": plain(packages)}
+        )
+        with self.progress.stage("layer:tools", "Programs that write the disk") as stage:
+            found = self.store.get(tools_id)
+            stage.cached = found is not None
+            if found is None:
+                found = self._unpack_tools(tools_id, base, packages, stage)
+        return [base, found]
+
+    def _build(self, job: LayerJob, below: Sequence[Layer], stage: Stage) -> Layer:
+        with self.store.building(job.id) as folder:
+            if folder is None:
+                return self._finished(job.id)
+            repository = self.make_repository(job.packages, folder / "repository", stage)
+            if not below:
+                bootstrap(
+                    job.packages, repository=repository, suite=self.suite, arch=self.arch, root=folder / "root",
+                    runner=self.runner, stage=stage, log=self.log,
+                )  # fmt: skip
+            self._run_steps(job, below, folder, repository, stage)
+            # The mount point that the sandbox made for it.
+            (folder / "root/usr/sbin/policy-rc.d").unlink(missing_ok=True)
+            self._check_installed(job, folder)
+            return self.store.commit(folder, {"name": job.name, "id": job.id, **job.info})
+
+    def _run_steps(self, job: LayerJob, below: Sequence[Layer], folder: Path, repository: Path, stage: Stage) -> None:
+        current = ""
+
+        def follow(line: str) -> None:
+            nonlocal current
+            if line.startswith("@@step "):
+                current = line.removeprefix("@@step ")
+                stage.note(current)
+
+        self._volumes(folder, below[-1] if below else None)
+        mounts = [*self._tree(folder, below), *self._inside(folder, repository), *job.binds]
+        env = {"IB_PROVISION": f"{INSIDE}/provision", "APT_CONFIG": f"{INSIDE}/apt.conf", **job.env}
+        argv = ["/bin/sh", f"{INSIDE}/provision/run-steps.sh", *job.steps]
+        root = folder / ("mnt" if below else "root")
+        try:
+            self.runner.run(command(root, mounts, argv, env), log=self.log, on_line=follow, timeout=1800)
+        except CommandError as error:
+            raise step_error(current, error, self.log) from error
+
+    def _tree(self, folder: Path, below: Sequence[Layer]) -> list[Mount]:
+        mounts: list[Mount] = []
+        if below:
+            for name in ("mnt", "work"):
+                (folder / name).mkdir()
+            lower = [layer.root for layer in reversed(below)]
+            mounts.append(Overlay(lower=lower, upper=folder / "root", work=folder / "work"))
+        mounts += [Tmpfs(target="/run"), Tmpfs(target=f"{INSIDE}/lists"), Tmpfs(target=f"{INSIDE}/cache")]
+        for name, path in VOLUMES.items():
+            if (folder / "volumes" / name).is_dir():
+                mounts.append(Bind(source=folder / "volumes" / name, target=path, writable=True))
+        return mounts
+
+    def _inside(self, folder: Path, repository: Path) -> list[Mount]:
+        options = "".join(f'DPkg::Options:: "--{option}";\n' for option in DPKG_OPTIONS)
+        write_atomic(folder / "apt.conf", APT_CONF + options)
+        write_atomic(folder / "sources.list", f"deb [trusted=yes] file:{INSIDE}/repository ./\n")
+        write_atomic(folder / "policy-rc.d", "#!/bin/sh\nexit 101\n", mode=0o755)  # no service starts in here
+        return [
+            Bind(source=self.provision, target=f"{INSIDE}/provision"),
+            Bind(source=repository, target=f"{INSIDE}/repository"),
+            Bind(source=folder / "apt.conf", target=f"{INSIDE}/apt.conf"),
+            Bind(source=folder / "sources.list", target=f"{INSIDE}/sources.list"),
+            Bind(source=folder / "policy-rc.d", target="/usr/sbin/policy-rc.d"),
+        ]
+
+    def _volumes(self, folder: Path, parent: Layer | None) -> None:
+        """Give a layer above the runtime its own copy of its parent's volumes: small, and whole."""
+        if parent is None or parent.info["name"] == "base":
+            return
+        for name in VOLUMES:
+            target = folder / "volumes" / name
+            if (parent.volumes / name).is_dir():
+                self.runner.run(["cp", "-a", "--reflink=auto", parent.volumes / name, target])
+            else:
+                target.mkdir(mode=0o711)
+
+    def _check_installed(self, job: LayerJob, folder: Path) -> None:
+        """Compare dpkg's database with the lock: a layer is what its id says, or it is not kept."""
+        status = folder / "root/var/lib/dpkg/status"
+        if not status.is_file():
+            if job.packages:
+                raise CacheError(f"layer {job.name} installed none of its {len(job.packages)} packages")
+            return
+        found = installed_versions(status.read_text("utf-8", "replace"))
+        wrong = sorted(
+            f"{name}: {found.get(name, 'not installed')} instead of {job.installed.get(name, 'nothing')}"
+            for name in found.keys() | job.installed.keys()
+            if found.get(name) != job.installed.get(name)
+        )
+        if wrong:
+            raise StepError(
+                f"layer {job.name} does not have the packages that were locked for it",
+                context="\n".join(wrong[:10]), hint=f"the whole log is in {self.log}",
+            )  # fmt: skip
+
+    def _unpack_tools(self, tools_id: str, base: Layer, packages: Sequence[LockedPackage], stage: Stage) -> Layer:
+        with self.store.building(tools_id) as folder:
+            if folder is None:
+                return self._finished(tools_id)
+            repository = self.make_repository(packages, folder / "repository", stage)
+            # Through the base's own links (/bin -> usr/bin), or the folders would hide them.
+            unpack = (
+                f"for deb in {INSIDE}/repository/*.deb; do"
+                " dpkg-deb --fsys-tarfile $deb | tar -xpf - -C / --keep-directory-symlink --no-overwrite-dir; done"
+            )
+            mounts = [*self._tree(folder, [base]), Bind(source=repository, target=f"{INSIDE}/repository")]
+            argv = command(folder / "mnt", mounts, ["/bin/sh", "-euc", unpack])
+            self.runner.run(argv, log=self.log, timeout=600)
+            return self.store.commit(folder, {"name": "tools", "id": tools_id})
+
+    def _finished(self, layer_id: str) -> Layer:
+        layer = self.store.get(layer_id)
+        if layer is None:
+            raise CacheError(f"layer {layer_id} vanished from the cache", hint="run the command again")
+        return layer
+
+
+def installed_versions(status: str) -> dict[str, str]:
+    """Return name and version of the installed packages that dpkg's status file lists (deb822(5))."""
+    found = {}
+    for stanza in status.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in stanza.splitlines() if not line.startswith(" ") and ": " in line)
+        if fields.get("Status", "").endswith(" installed"):
+            found[fields["Package"]] = fields["Version"]
+    return found
+
+
+def step_error(step: str, error: CommandError, log: Path) -> StepError:
+    """Return the error of a failed step: which one, its last lines, where the log is."""
+    lines = [line for line in error.context.splitlines() if not line.startswith(("@@", "command: "))]
+    what = f"the step {step} failed" if step else "the sandbox could not be set up"
+    return StepError(what, context="\n".join(lines), hint=f"the whole log is in {log}")

@@ -1,0 +1,144 @@
+"""What each layer is built from: a plan, a lock, materials and the site's files become layer jobs with their ids."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from imagebuilder.content import content_id, sha256_bytes, sha256_file
+from imagebuilder.direct.engine import INSIDE, LayerJob
+from imagebuilder.direct.sandbox import Bind
+from imagebuilder.fetch import Materials
+from imagebuilder.model import LockedPackage
+from imagebuilder.plan import BuildPlan, LayerPlan, layer_ids
+from imagebuilder.resolve import LAYER_OF, Lock
+
+
+def layer_jobs(plan: BuildPlan, lock: Lock, materials: Materials, provision: Path) -> list[LayerJob]:
+    """Return the jobs of all layers, the lowest first.
+
+    Args:
+        plan: what was decided.
+        lock: what was found.
+        materials: what was fetched.
+        provision: the ``provision`` folder.
+    """
+    site = site_inputs(plan)
+    inputs = {layer.name: _inputs(layer.name, lock, materials, site) for layer in plan.layers}
+    hashes = {
+        path.relative_to(provision).as_posix(): f"{path.stat().st_mode & 0o111:o}-{sha256_bytes(path.read_bytes())}"
+        for path in sorted(provision.rglob("*"))
+        if path.is_file()
+    }
+    ids = layer_ids(plan, inputs, hashes)
+    env, binds = _environment(plan, lock, materials), _binds(plan, materials)
+    installed: dict[str, str] = {}
+    jobs = []
+    for layer in plan.layers:
+        packages = lock.packages[layer.name]
+        installed |= {package.name: package.version for package in packages}
+        names = {name for step in layer.steps for name in step.inputs} | {"IB_FAMILY", "IB_INIT"}
+        jobs.append(
+            LayerJob(
+                name=layer.name,
+                id=ids[layer.name],
+                packages=packages,
+                installed=dict(installed),
+                steps=tuple(f"{step.key}.sh" for step in layer.steps),
+                env={name: value for name, value in env.items() if name in names},
+                binds=tuple(binds[layer.name]),
+                info={"inputs": inputs[layer.name], "steps": _keys(layer)},
+            )  # fmt: skip
+        )
+    return jobs
+
+
+def _keys(layer: LayerPlan) -> list[str]:
+    return [step.key for step in layer.steps]
+
+
+def _inputs(name: str, lock: Lock, materials: Materials, site: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a layer's id covers beyond its steps: exact packages, payloads, images, files."""
+    inputs: dict[str, Any] = {
+        "packages": [[p.name, p.version, p.arch, p.sha256] for p in lock.packages[name]],
+        "payloads": {
+            component: folder.name
+            for component, folder in sorted(materials.payloads.items())
+            if LAYER_OF[component] == name
+        },
+    }
+    if name == "kubernetes":
+        inputs |= {"version": lock.kubernetes, "pause": materials.pause.id}
+    if name == "site":
+        inputs |= {**site, "images": [image.id for image in materials.images]}
+    return inputs
+
+
+def _environment(plan: BuildPlan, lock: Lock, materials: Materials) -> dict[str, str]:
+    target, profile = plan.target, plan.profile
+    env = dict(plan.settings)
+    for layer in ("base", "runtime"):
+        env[f"IB_{layer.upper()}_PACKAGES"] = " ".join(plan.layer(layer).packages)
+    docker = lock.taken["docker"]
+    env |= {
+        "IB_RUNTIME_PACKAGES": " ".join(docker.packages),
+        "IB_KUBERNETES_VERSION": lock.kubernetes,
+        "IB_GUEST_PACKAGES": " ".join(target.packages(profile.family)),
+        "IB_SITE_PACKAGES": " ".join(plan.request.packages),
+        "IB_PAUSE_ARCHIVE": f"{INSIDE}/pause.tar",
+        "IB_SITE_OVERLAYS": f"{INSIDE}/overlays",
+        "IB_SITE_SCRIPTS": f"{INSIDE}/scripts",
+        "IB_SITE_IMAGES": f"{INSIDE}/images",
+    }
+    for name, taken in lock.taken.items():
+        env[f"IB_{name.upper()}_PACKAGES"] = " ".join(package.partition("=")[0] for package in taken.packages)
+        env[f"IB_{name.upper()}_PAYLOAD"] = f"{INSIDE}/payload/{name}" if name in materials.payloads else ""
+    return env
+
+
+def _binds(plan: BuildPlan, materials: Materials) -> dict[str, list[Bind]]:
+    binds: dict[str, list[Bind]] = {layer.name: [] for layer in plan.layers}
+    for component, folder in materials.payloads.items():
+        binds[LAYER_OF[component]].append(Bind(source=folder, target=f"{INSIDE}/payload/{component}"))
+    binds["kubernetes"].append(Bind(source=materials.pause.path, target=f"{INSIDE}/pause.tar"))
+    site = binds["site"]
+    for number, path in enumerate(plan.request.overlays):
+        site.append(Bind(source=path, target=f"{INSIDE}/overlays/{number:02d}"))
+    for number, path in enumerate(plan.request.scripts):
+        site.append(Bind(source=path, target=f"{INSIDE}/scripts/{number:02d}-{path.name}"))
+    for number, image in enumerate(materials.images):
+        site.append(Bind(source=image.path, target=f"{INSIDE}/images/{number:02d}.tar"))
+    return binds
+
+
+def site_inputs(plan: BuildPlan) -> dict[str, Any]:
+    """Return the digests of the user's overlays and scripts."""
+    return {
+        "overlays": [folder_digest(path) for path in plan.request.overlays],
+        "scripts": [[path.name, sha256_file(path)] for path in plan.request.scripts],
+    }
+
+
+def folder_digest(folder: Path) -> str:
+    """Return a digest of a folder: names, kinds, modes, links and contents; not owners and times."""
+    entries: list[Sequence[str | int]] = []
+    for root, names, files in os.walk(folder):
+        for name in [*names, *files]:
+            path = Path(root, name)
+            mode = path.lstat().st_mode
+            content = ""
+            if stat.S_ISLNK(mode):
+                content = str(path.readlink())
+            elif stat.S_ISREG(mode):
+                content = sha256_file(path)
+            entries.append([path.relative_to(folder).as_posix(), mode & ~0o022, content])
+    return content_id(sorted(entries))
+
+
+def installed_packages(lock: Lock) -> list[tuple[str, LockedPackage]]:
+    """Return (layer, package) of everything in the image, by name."""
+    found = [(layer, p) for layer in ("base", "runtime", "kubernetes", "site") for p in lock.packages[layer]]
+    return sorted(found, key=lambda item: item[1].name)

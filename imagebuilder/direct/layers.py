@@ -1,0 +1,199 @@
+"""The layer store: root trees as a stack of content-addressed layers.
+
+``layers/<id>/`` holds ``root/`` (what the layer adds, in overlayfs's own form), ``volumes/<name>/`` (folders that
+cannot live in an overlay, whole) and ``layer.json``, written last. A layer enters the store by one rename, so
+whatever is there is whole. Half-built ones are in ``tmp/`` and belong to whoever holds the lock of that id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imagebuilder.content import canonical_json, fsync_directory, write_atomic
+from imagebuilder.errors import CacheError, HostError
+from imagebuilder.process import Runner
+
+INFO = "layer.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layer:
+    """A finished layer: its id, its folder, and the plain data of its ``layer.json``."""
+
+    id: str
+    path: Path
+    info: Mapping[str, Any]
+
+    @property
+    def root(self) -> Path:
+        """Return the folder with what the layer adds to its parents."""
+        return self.path / "root"
+
+    @property
+    def volumes(self) -> Path:
+        """Return the folder of volumes."""
+        return self.path / "volumes"
+
+
+class LayerStore:
+    """Layers in a cache folder. All methods are safe against other processes that use the same folder."""
+
+    def __init__(self, cache: Path, runner: Runner) -> None:
+        self._runner = runner
+        self.layers, self.staging, self.locks = (cache / name for name in ("layers", "tmp", "locks"))
+        try:
+            for folder in (self.layers, self.staging, self.locks):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            message = f"the cache folder {cache} cannot be used: {error.strerror}"
+            raise CacheError(message, hint="choose another one with --cache-dir") from error
+
+    def get(self, layer_id: str) -> Layer | None:
+        """Return a finished layer, marked as used now, or None."""
+        path = self.layers / layer_id
+        try:
+            info = json.loads((path / INFO).read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            message = f"{path / INFO} is not JSON"
+            raise CacheError(message, hint=f"rm -r {path}") from error
+        with contextlib.suppress(OSError):
+            os.utime(path / INFO)
+        return Layer(id=layer_id, path=path, info=info)
+
+    @contextlib.contextmanager
+    def building(self, layer_id: str) -> Iterator[Path | None]:
+        """Hand out an empty folder to fill, or None when another process finished the layer meanwhile.
+
+        The folder's content becomes the layer through :meth:`commit`; otherwise it is removed at the end.
+        """
+        with self.lock(layer_id):
+            if self.get(layer_id) is not None:
+                yield None
+                return
+            folder = self.staging / layer_id
+            remove_tree(folder)
+            for name in ("root", "volumes"):
+                (folder / name).mkdir(parents=True)
+            try:
+                yield folder
+            finally:
+                remove_tree(folder)
+
+    def commit(self, folder: Path, info: Mapping[str, Any]) -> Layer:
+        """Turn a filled folder into the layer that it is named after: all else out, info last, sync, rename."""
+        for path in folder.iterdir():
+            if path.name not in ("root", "volumes"):
+                remove_tree(path) if path.is_dir() else path.unlink()
+        write_atomic(folder / INFO, canonical_json(info))
+        self._runner.run(["sync", "-f", str(folder)])
+        target = self.layers / folder.name
+        remove_tree(target)  # one without an info file: never finished, or broken by hand
+        folder.rename(target)
+        fsync_directory(self.layers)
+        layer = self.get(folder.name)
+        assert layer is not None
+        return layer
+
+    @contextlib.contextmanager
+    def lock(self, name: str, *, wait: bool = True) -> Iterator[bool]:
+        """Hold the lock of a name; the kernel drops it when this process dies. Yields False when not waiting."""
+        with (self.locks / name).open("w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+    @contextlib.contextmanager
+    def scratch(self, name: str) -> Iterator[Path]:
+        """Hand out an empty folder on the cache's file system, and remove it at the end."""
+        with self.lock(name):
+            folder = self.staging / name
+            remove_tree(folder)
+            folder.mkdir()
+            try:
+                yield folder
+            finally:
+                remove_tree(folder)
+
+    def sweep(self) -> None:
+        """Remove what killed builds left behind."""
+        for folder in self.staging.iterdir():
+            with self.lock(folder.name, wait=False) as held:
+                if held:
+                    remove_tree(folder)
+
+    def __iter__(self) -> Iterator[Layer]:
+        """Yield all finished layers, the longest unused first."""
+        paths = sorted(self.layers.glob(f"*/{INFO}"), key=lambda path: path.stat().st_mtime)
+        for path in paths:
+            if layer := self.get_quietly(path.parent.name):
+                yield layer
+
+    def get_quietly(self, layer_id: str) -> Layer | None:
+        """Return a layer without marking it as used."""
+        path = self.layers / layer_id
+        try:
+            return Layer(id=layer_id, path=path, info=json.loads((path / INFO).read_bytes()))
+        except (OSError, ValueError):
+            return None
+
+    def remove(self, layer: Layer) -> None:
+        """Remove a layer; it disappears from the store before its files do."""
+        with self.lock(layer.id):
+            aside = self.staging / layer.id
+            remove_tree(aside)
+            with contextlib.suppress(FileNotFoundError):
+                layer.path.rename(aside)
+            remove_tree(aside)
+
+    def unused_since(self, seconds: float) -> list[Layer]:
+        """Return the layers that no bake has used for ``seconds``."""
+        limit = time.time() - seconds
+        return [layer for layer in self if (layer.path / INFO).stat().st_mtime < limit]
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder of ours if it is there. A mount below it would be a bug: nothing crosses file systems.
+
+    Raises:
+        HostError: something in it could not be removed.
+    """
+    try:
+        device = path.lstat().st_dev
+    except FileNotFoundError:
+        return
+    try:
+        for folder, names, _ in os.walk(path):
+            for name in names:
+                below = Path(folder, name)
+                if below.lstat().st_dev != device:
+                    raise HostError(f"{below} is another file system; it is left alone", hint=f"umount {below}")
+        shutil.rmtree(path)
+    except OSError as error:
+        raise HostError(f"{path} cannot be removed: {error.strerror}", hint=f"rm -r {path}") from error
+
+
+def disk_usage(path: Path) -> int:
+    """Return the bytes that a folder takes on disk, hard links counted once."""
+    seen: set[tuple[int, int]] = set()
+    total = 0
+    for folder, names, files in os.walk(path):
+        for name in [*names, *files]:
+            stat = Path(folder, name).lstat()
+            if (stat.st_dev, stat.st_ino) not in seen:
+                seen.add((stat.st_dev, stat.st_ino))
+                total += stat.st_blocks * 512
+    return total

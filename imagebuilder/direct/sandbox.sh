@@ -1,0 +1,72 @@
+#!/bin/sh
+# Runs a command in a root tree, inside mount, pid, uts, ipc and network namespaces that end with it.
+# usage: sandbox.sh ROOT [overlay TARGET LOWER UPPER WORK | overlay-ro TARGET LOWER | bind SOURCE TARGET
+#                         | robind SOURCE TARGET | tmpfs TARGET]... -- COMMAND...
+# TARGET is inside ROOT. Started by sandbox.py under unshare; nothing is mounted outside of the namespace.
+set -eu
+root=$1
+shift
+
+# A target inside the tree must not lead out of it through a link.
+inside() {
+    target=$root/${1#/}
+    mkdir -p "$target"
+    case $(realpath "$target") in
+        "$(realpath "$root")"*) ;;
+        *) echo "mount target $1 leads out of the root tree" >&2; exit 1 ;;
+    esac
+}
+
+while [ "$1" != -- ]; do
+    case $1 in
+        overlay)
+            mkdir -p "$root/${2#/}"
+            mount -t overlay -o "lowerdir=$3,upperdir=$4,workdir=$5" overlay "$root/${2#/}"
+            shift 5
+            ;;
+        overlay-ro)
+            mkdir -p "$root/${2#/}"
+            mount -t overlay -o "ro,lowerdir=$3" overlay "$root/${2#/}"
+            shift 3
+            ;;
+        bind | robind)
+            if [ -d "$2" ]; then
+                inside "$3"
+            else
+                inside "$(dirname "$3")"
+                target=$root/${3#/}
+                [ -e "$target" ] || : > "$target"
+            fi
+            mount --bind "$2" "$target"
+            [ "$1" = bind ] || mount -o remount,bind,ro "$target"
+            shift 3
+            ;;
+        tmpfs)
+            inside "$2"
+            mount -t tmpfs -o mode=0755 tmpfs "$target"
+            shift 2
+            ;;
+        *)
+            echo "unknown mount: $1" >&2
+            exit 1
+            ;;
+    esac
+done
+shift
+
+mount -t proc -o nosuid,nodev,noexec proc "$root/proc"
+mount -t sysfs -o ro,nosuid,nodev,noexec sysfs "$root/sys"
+mount -t tmpfs -o mode=0755,size=1m,nosuid dev "$root/dev"
+for node in null zero full random urandom tty; do
+    : > "$root/dev/$node"
+    mount --bind "/dev/$node" "$root/dev/$node"
+done
+mkdir -p "$root/dev/shm" "$root/dev/pts"
+ln -s /proc/self/fd "$root/dev/fd"
+ln -s /proc/self/fd/0 "$root/dev/stdin"
+ln -s /proc/self/fd/1 "$root/dev/stdout"
+ln -s /proc/self/fd/2 "$root/dev/stderr"
+mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
+
+hostname localhost
+exec chroot "$root" "$@"

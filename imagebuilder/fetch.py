@@ -1,0 +1,164 @@
+"""Brings what a lock names into the cache: programs, container images, packages. Everything is checked on arrival."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from imagebuilder import resources
+from imagebuilder.content import content_id, sha256_file
+from imagebuilder.errors import UnreachableError, UnresolvableError
+from imagebuilder.events import Progress, Stage
+from imagebuilder.images import Compose, load_image
+from imagebuilder.model import LockedPackage, plain
+from imagebuilder.plan import FILE_SOURCE, BuildPlan
+from imagebuilder.process import Runner
+from imagebuilder.resolve import Lock, LockedImage, Taken
+from imagebuilder.sources import apt, gomodules, local
+from imagebuilder.sources.archive import inspect_archive
+from imagebuilder.sources.binaries import Binaries
+from imagebuilder.sources.download import Downloader
+from imagebuilder.sources.oci import ComposeSpec, compose
+from imagebuilder.sources.registry import Registry
+
+IMAGE_EPOCH = 0  # of composed images: their bytes follow from their content alone
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Archive:
+    """An OCI archive in the cache, and the id of what it holds."""
+
+    id: str
+    path: Path
+    reference: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Materials:
+    """What the layers are made from, apart from packages: payload folders per component, and image archives."""
+
+    payloads: Mapping[str, Path]
+    pause: Archive
+    images: tuple[Archive, ...]
+
+
+@dataclass(kw_only=True)
+class Fetcher:
+    """Brings things into ``cache``; with ``offline`` it takes only what is there."""
+
+    cache: Path
+    runner: Runner
+    progress: Progress
+    log: Path
+    downloader: Downloader = field(default_factory=Downloader)
+    offline: bool = False
+
+    def materials(self, plan: BuildPlan, lock: Lock) -> Materials:
+        """Return programs and images, fetched, built or composed where the cache does not have them.
+
+        Raises:
+            UnreachableError, UntrustedError, UnresolvableError, CommandError: as the sources raise them.
+        """
+        payloads = {}
+        for name, taken in lock.taken.items():
+            if folder := self._payload(name, taken, plan):
+                payloads[name] = folder
+        return Materials(
+            payloads=payloads,
+            pause=self._image(lock.pause, plan, lock),
+            images=tuple(self._image(image, plan, lock) for image in lock.images),
+        )
+
+    def packages(self, packages: Sequence[LockedPackage], plan: BuildPlan, stage: Stage) -> Path:
+        """Return the folder that holds these packages' files, fetched where missing.
+
+        Raises:
+            UnreachableError, UntrustedError: as the archive's mirror gives cause.
+        """
+        store = self.cache / "debs"
+        if self.offline and (missing := [p.filename for p in packages if not (store / p.filename).is_file()]):
+            raise UnreachableError(
+                f"--offline: {len(missing)} packages are not in the cache",
+                context="\n".join(missing[:10]), hint="run it once without --offline",
+            )  # fmt: skip
+        profile = plan.profile
+        archive = apt.Archive(
+            name=profile.name, suite=profile.suite, arch=profile.arch, components=profile.bootstrap.components,
+            keyring=profile.bootstrap.keyring, mirror=plan.request.mirrors.get(profile.name, ""),
+        )  # fmt: skip
+        folder = apt.AptFolder(self.cache / "apt" / apt.folder_key(archive), archive, self.runner)
+        folder.fetch(packages, store, stage, self.log)
+        return store
+
+    def _payload(self, name: str, taken: Taken, plan: BuildPlan) -> Path | None:
+        component, arch = plan.component(name), plan.cell.arch
+        if taken.kind.startswith(f"{FILE_SOURCE}:"):
+            return local.load(taken.kind, component.programs, arch=arch, cache_dir=self.cache)
+        if taken.files:
+            base = plan.request.mirrors.get("binaries", "")
+            place = Binaries(self.downloader, **({"base": base} if base else {}))
+            return place.fetch(taken.files, self.cache, arch=arch, progress=self.progress)
+        if taken.module:
+            components = resources.folder("components")
+            module = gomodules.load_module(components, taken.module)
+            return gomodules.build(
+                module, components_dir=components, cache_dir=self.cache, runner=self.runner,
+                progress=self.progress, arch=arch, downloader=self.downloader,
+            )  # fmt: skip
+        return None
+
+    def _image(self, image: LockedImage, plan: BuildPlan, lock: Lock) -> Archive:
+        if image.kind == "file":
+            info = inspect_archive(Path(image.source))
+            return Archive(
+                id=sha256_file(Path(image.source)), path=Path(image.source), reference=", ".join(info.references)
+            )
+        packages = [package for package in lock.packages["images"] if package.name in image.packages]
+        data = load_image(Path(image.source), plan.pause_image) if image.kind == "compose" else None
+        recipe = plain(data) if data else image.source
+        archive_id = content_id([image.reference, recipe, plain(packages)])
+        path = self.cache / "images" / f"{archive_id}.tar"
+        with self.progress.stage(f"image:{image.reference}", f"Image {image.reference}") as stage:
+            stage.cached = path.is_file()
+            if not stage.cached and data is not None and data.compose is not None:
+                self._compose(image, data.compose, packages, plan, path, stage)
+            elif not stage.cached:
+                Registry(self.downloader, mirrors=plan.request.mirrors).pull(
+                    image.source, plan.cell.arch, path, on_progress=lambda done, all_: stage.update(done, all_, "B")
+                )
+        return Archive(id=archive_id, path=path, reference=image.reference)
+
+    def _compose(
+        self, image: LockedImage, recipe: Compose, packages: Sequence[LockedPackage], plan: BuildPlan, out: Path,
+        stage: Stage,
+    ) -> None:  # fmt: skip
+        store = self.packages(packages, plan, stage)
+        spec = ComposeSpec(
+            reference=image.reference, entrypoint=recipe.entrypoint, cmd=recipe.cmd, user=recipe.user,
+            arch=plan.cell.arch,
+        )  # fmt: skip
+        with tempfile.TemporaryDirectory(prefix="imagebuilder-image-") as scratch:
+            tree = Path(scratch) / "tree"
+            for package in packages:
+                apt.check_package(store / package.filename, package)
+                self.runner.run(["dpkg-deb", "--extract", store / package.filename, tree], log=self.log)
+            files = [(item.target, _inside(tree, item.source), int(item.mode, 8)) for item in recipe.files]
+            for number, text in enumerate(recipe.texts):
+                path = Path(scratch) / str(number)
+                path.write_text(text.text)
+                files.append((text.target, path, int(text.mode, 8)))
+            compose(spec, files, out, epoch=IMAGE_EPOCH)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _inside(tree: Path, wanted: str) -> Path:
+    """Return a file of an unpacked package; links that lead out of the tree are refused."""
+    path = (tree / wanted.lstrip("/")).resolve()
+    if not path.is_relative_to(tree.resolve()) or not path.is_file():
+        raise UnresolvableError(
+            f"the packages of this image have no file {wanted}", hint="check compose.files of the image's TOML file"
+        )
+    return path

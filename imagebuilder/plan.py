@@ -1,0 +1,311 @@
+"""Decides: a request and the data become a BuildPlan. Pure: no clock, environment, disk or network.
+
+The plan says which layers there are, which steps each runs, which packages it asks for, where each component may
+come from, and what the disk looks like. :mod:`imagebuilder.resolve` turns it into a lock with exact versions; the
+ids of the layers follow from both (:func:`layer_ids`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from imagebuilder.compat import Compat, check, minor_of, newest_minor_for, parse_version
+from imagebuilder.content import content_id
+from imagebuilder.errors import ImagebuilderError, UsageError
+from imagebuilder.model import FORMAT_VERSION, LAYERS, BuildRequest, Cell, plain
+from imagebuilder.profiles import Component, Profile, Repository
+from imagebuilder.steps import Step, select
+from imagebuilder.strict import did_you_mean
+from imagebuilder.targets import Target
+
+GIB = 1 << 30
+BELOW = {"runtime": "base", "kubernetes": "runtime", "site": "kubernetes", "tools": "base"}
+FILE_SOURCE = "file"  # --source kubernetes=file:<dir>: taken from a folder, whatever the profile lists
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Engine:
+    """What an engine can make."""
+
+    name: str
+    families: frozenset[str]
+    architectures: frozenset[str]
+    formats: frozenset[str]
+
+
+# Only engines that exist are here: a cell is offered when one of them can make it.
+ENGINES = {
+    "direct": Engine(
+        name="direct",
+        families=frozenset({"debian"}),
+        architectures=frozenset({"amd64"}),
+        formats=frozenset({"raw", "qcow2"}),
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerPlan:
+    """One layer: the packages that it asks for by name, and its steps."""
+
+    name: str
+    packages: tuple[str, ...]
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DiskPlan:
+    """The disk: format, size in bytes, firmware, and what the boot loader passes to the kernel."""
+
+    format: str
+    extension: str
+    size: int
+    firmware: tuple[str, ...]
+    kernel_arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildPlan:
+    """Everything that is decided before anything is asked or done.
+
+    Attributes:
+        id: the build identifier, for instance ``debian-13-amd64-qemu-k1.35``.
+        kubernetes: the version that was asked for: a minor, or an exact version.
+        sources: per component the kinds of source that are tried, in order.
+        containerd: the version that the image has (at least), from the data.
+        settings: environment variables of the steps that the data decides.
+    """
+
+    id: str
+    cell: Cell
+    engine: str
+    engine_reason: str
+    profile: Profile
+    target: Target
+    kubernetes: str
+    kubernetes_minor: str
+    known_patch: str
+    containerd: str
+    pause_image: str
+    sources: Mapping[str, tuple[str, ...]]
+    layers: tuple[LayerPlan, ...]
+    disk: DiskPlan
+    settings: Mapping[str, str]
+    request: BuildRequest
+
+    def layer(self, name: str) -> LayerPlan:
+        """Return one layer by name."""
+        return next(layer for layer in self.layers if layer.name == name)
+
+    def component(self, name: str) -> Component:
+        """Return a component of the profile."""
+        return self.profile.components[name]
+
+    def repository(self, name: str) -> Repository | None:
+        """Return a repository of the profile, or None."""
+        return self.profile.repositories.get(name)
+
+    def as_data(self) -> dict[str, Any]:
+        """Return the plan as plain data, for ``plan --json``; paths of this machine are left out."""
+        return {
+            "id": self.id,
+            "cell": plain(self.cell),
+            "engine": {"name": self.engine, "reason": self.engine_reason},
+            "kubernetes": {"asked": self.kubernetes, "minor": self.kubernetes_minor, "known_patch": self.known_patch},
+            "containerd": self.containerd,
+            "pause_image": self.pause_image,
+            "sources": {name: list(kinds) for name, kinds in self.sources.items()},
+            "layers": [
+                {"name": layer.name, "packages": list(layer.packages), "steps": [step.key for step in layer.steps]}
+                for layer in self.layers
+            ],
+            "disk": plain(self.disk),
+            "settings": dict(self.settings),
+        }
+
+
+def plan(
+    request: BuildRequest, *, profile: Profile, target: Target, compat: Compat, steps: Sequence[Step]
+) -> BuildPlan:
+    """Decide what a bake does.
+
+    Raises:
+        UsageError: an engine, component or source that does not exist, or a cell that no engine can make.
+        IncompatibleError: this kubelet cannot run on the image's containerd; the hint names the nearest good pair.
+    """
+    cell = Cell(os=profile.name, release=profile.release, arch=profile.arch, target=target.name)
+    engine, reason = choose_engine(request.engine, profile, target)
+    sources = choose_sources(profile, request.sources)
+    docker = sources["docker"][0]
+    containerd = profile.containerd_version(docker)
+    kubernetes = request.kubernetes or newest_minor_for(containerd)
+    known = compat.minor(kubernetes)
+    check(kubernetes, containerd)
+    minor = minor_of(kubernetes)
+    return BuildPlan(
+        id=f"{cell}-k{minor}",
+        cell=cell, engine=engine, engine_reason=reason, profile=profile, target=target,
+        kubernetes=kubernetes, kubernetes_minor=minor, known_patch=known.patch, containerd=containerd,
+        pause_image=known.pause, sources=sources,
+        layers=_layers(request, profile, target, steps, docker),
+        disk=DiskPlan(
+            format=target.format, extension=target.extension, size=target.size_gib * GIB, firmware=target.firmware,
+            kernel_arguments=(*target.kernel_arguments, *(f"console={name}" for name in target.consoles)),
+        ),
+        settings=_settings(profile, target, known.pause), request=request,
+    )  # fmt: skip
+
+
+def choose_engine(asked: str, profile: Profile, target: Target) -> tuple[str, str]:
+    """Return the engine and why.
+
+    Raises:
+        UsageError: there is no such engine, or none can make this cell; the reasons are in the context.
+    """
+    if asked not in ("auto", *ENGINES):
+        raise UsageError(f'there is no engine "{asked}"{did_you_mean(asked, ENGINES)}', hint="--engine auto")
+    names = [name for name in target.engines if name in ENGINES] if asked == "auto" else [asked]
+    reasons = {name: why_not(ENGINES[name], profile, target) for name in names}
+    for name, reason in reasons.items():
+        if not reason:
+            why = "asked for" if asked != "auto" else f"the first of {target.name}'s engines that can make this cell"
+            return name, why
+    cell = f"{profile.title} {profile.release} {profile.arch} for {target.title}"
+    raise UsageError(
+        f"no engine can make {cell}",
+        context="\n".join(f"{name}: {reason}" for name, reason in reasons.items()),
+        hint="imagebuilder list cells",
+    )
+
+
+def why_not(engine: Engine, profile: Profile, target: Target) -> str:
+    """Return why an engine cannot make a cell, or an empty string when it can."""
+    facts = (
+        (profile.family, engine.families, "does not know the family"),
+        (profile.arch, engine.architectures, "cannot run programs of the architecture"),
+        (target.format, engine.formats, "does not write the format"),
+    )
+    if engine.name not in target.engines:
+        return f"the target {target.name} is not made by the {engine.name} engine"
+    return "; ".join(
+        f"the {engine.name} engine {text} {value} yet ({', '.join(sorted(known))})"
+        for value, known, text in facts
+        if value not in known
+    )
+
+
+def choose_sources(profile: Profile, forced: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Return the kinds of source to try per component; a forced kind stands alone.
+
+    Raises:
+        UsageError: a component or a kind that the profile does not have.
+    """
+    chosen = {name: tuple(component.sources) for name, component in profile.components.items()}
+    for name, source in forced.items():
+        if name not in chosen:
+            raise UsageError(f'there is no component "{name}"{did_you_mean(name, chosen)}', hint="--source NAME=KIND")
+        kind = source.partition(":")[0]
+        allowed = (*chosen[name], FILE_SOURCE) if profile.components[name].programs else chosen[name]
+        if kind not in allowed:
+            raise UsageError(
+                f'{name} has no source "{kind}"{did_you_mean(kind, allowed)}',
+                hint=f"--source {name}={'|'.join(allowed)}",
+            )
+        if kind == FILE_SOURCE and not source.partition(":")[2]:
+            raise UsageError(f"--source {name}=file: names no folder", hint=f"--source {name}=file:DIR")
+        chosen[name] = (source,)
+    return chosen
+
+
+def _layers(
+    request: BuildRequest, profile: Profile, target: Target, steps: Sequence[Step], docker: str
+) -> tuple[LayerPlan, ...]:
+    packages = {
+        "base": (*profile.packages.base, profile.kernel[target.kernel]),
+        "runtime": tuple(profile.runtime_packages(docker)),
+        "kubernetes": (),  # only when the sources taken are packages: resolve adds them
+        "site": (*target.packages(profile.family), *request.packages),
+    }
+    facts = [name for name, true in (("cloud_init", target.cloud_init),) if true]
+    chosen = select(steps, profile.family, target.name, facts)
+    return tuple(
+        LayerPlan(
+            name=name,
+            packages=packages[name],
+            steps=tuple(step for step in chosen if step.layer == name and profile.init in step.inits),
+        )
+        for name in LAYERS
+    )
+
+
+def _settings(profile: Profile, target: Target, pause: str) -> dict[str, str]:
+    modules = target.initramfs_modules
+    return {
+        "IB_FAMILY": profile.family,
+        "IB_INIT": profile.init,
+        "IB_HOLD_PACKAGES": " ".join(profile.hold),
+        "IB_INITRAMFS_MODULES": modules if isinstance(modules, str) else " ".join(modules),
+        "IB_KUBELET_DEFAULTS": profile.paths.kubelet_defaults,
+        "IB_MASKED_SERVICES": " ".join((*profile.masked_services, *target.masked_services)),
+        "IB_PAUSE_IMAGE": pause,
+    }
+
+
+def layer_ids(plan: BuildPlan, inputs: Mapping[str, Mapping[str, Any]], provision: Mapping[str, str]) -> dict[str, str]:
+    """Return the content id of every layer, each over its parent's.
+
+    Args:
+        plan: what was decided.
+        inputs: per layer what was resolved: packages with hashes, payloads, images, files of the site.
+        provision: sha256 of every file below ``provision/``, by its path there.
+    """
+    ids: dict[str, str] = {}
+    parent = ""
+    for layer in plan.layers:
+        names = {name for step in layer.steps for name in step.inputs}
+        parent = content_id(
+            {
+                "format": FORMAT_VERSION,
+                "name": layer.name,
+                "parent": parent,
+                "settings": {key: value for key, value in sorted(plan.settings.items()) if key in names},
+                "files": {path: provision[path] for path in used_files(layer, plan.profile, provision)},
+                "inputs": plain(inputs[layer.name]),
+            }
+        )
+        ids[layer.name] = parent
+    return ids
+
+
+def used_files(layer: LayerPlan, profile: Profile, provision: Mapping[str, str]) -> list[str]:
+    """Return the files below ``provision/`` that a layer is made from: its steps, the library, and what they use."""
+    own = {step.path.relative_to(step.path.parents[2]).as_posix() for step in layer.steps}
+    own |= {"lib.sh", "run-steps.sh", f"family/{profile.family}.sh", f"init/{profile.init}.sh"}
+    folders = [
+        f"services/{use.partition('/')[2]}/{profile.init}/" if use.startswith("services/") else use
+        for step in layer.steps
+        for use in step.uses
+    ]
+    own |= {path for path in provision if any(path == use or path.startswith(f"{use.rstrip('/')}/") for use in folders)}
+    return sorted(own)
+
+
+def cells(profiles: Sequence[Profile], targets: Sequence[Target]) -> Iterator[tuple[Cell, dict[str, str]]]:
+    """Yield every cell with, per engine, why it cannot make it (an empty string when it can).
+
+    ``profiles`` has one for each OS, release and architecture.
+    """
+    for profile in profiles:
+        for target in targets:
+            cell = Cell(os=profile.name, release=profile.release, arch=profile.arch, target=target.name)
+            yield cell, {name: why_not(engine, profile, target) for name, engine in ENGINES.items()}
+
+
+def newest(versions: Sequence[str]) -> str:
+    """Return the newest of some versions, or an empty string."""
+    try:
+        return max(versions, key=parse_version, default="")
+    except ImagebuilderError:
+        return ""

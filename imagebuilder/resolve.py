@@ -1,0 +1,343 @@
+"""Asks: a BuildPlan becomes a Lock, with exact versions and hashes of everything that comes from outside.
+
+What was found is kept for a few hours under the plan's content, so that a second bake asks nobody. Nothing but
+indexes is fetched here; :mod:`imagebuilder.fetch` brings the files.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from imagebuilder import resources
+from imagebuilder.compat import minor_of, parse_version
+from imagebuilder.content import canonical_json, content_id, write_atomic
+from imagebuilder.errors import ImagebuilderError, UnreachableError, UnresolvableError, UsageError
+from imagebuilder.events import Progress, Stage
+from imagebuilder.images import ImageData, load_image
+from imagebuilder.model import FORMAT_VERSION, LockedFile, LockedPackage, plain
+from imagebuilder.plan import BELOW, FILE_SOURCE, BuildPlan
+from imagebuilder.process import Runner
+from imagebuilder.sources import apt, gomodules
+from imagebuilder.sources.binaries import Binaries
+from imagebuilder.sources.download import Downloader
+from imagebuilder.sources.references import parse as parse_reference
+from imagebuilder.sources.registry import Registry
+
+MAX_AGE = 6 * 3600.0  # seconds that an answer is good for: Debian's archive is updated four times a day
+LAYER_OF = {"docker": "runtime", "cni": "runtime", "kubernetes": "kubernetes", "crictl": "kubernetes"}
+REPOSITORY_OF = {"packages": "kubernetes", "docker-ce": "docker-ce"}  # source kinds that need an extra repository
+PAUSE = "pause"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Taken:
+    """The source that a component comes from.
+
+    Attributes:
+        kind: the kind of source, or ``file:<dir>``.
+        version: where it is known before fetching.
+        packages: names of packages, when they come as such.
+        module: folder below ``components/``, when built from modules.
+        files: when they are release binaries.
+    """
+
+    kind: str
+    version: str = ""
+    packages: tuple[str, ...] = ()
+    module: str = ""
+    files: tuple[LockedFile, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LockedImage:
+    """A container image: pulled by digest, composed, or an archive of the user's.
+
+    Attributes:
+        reference: the name by which pods use it.
+        source: for ``registry`` the reference with its digest; for ``compose`` and ``file`` the file.
+        packages: for ``compose``: names of the packages that its files come from.
+    """
+
+    reference: str
+    kind: str
+    source: str
+    packages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lock:
+    """What was found.
+
+    Attributes:
+        epoch: date of the newest package index, in seconds since 1970: the time of all that is built.
+        packages: exact packages per layer, and for ``tools`` and ``images``.
+        notes: for people: which sources were given up, and why.
+    """
+
+    epoch: int
+    taken: Mapping[str, Taken]
+    packages: Mapping[str, tuple[LockedPackage, ...]]
+    pause: LockedImage
+    images: tuple[LockedImage, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def kubernetes(self) -> str:
+        """Return the exact Kubernetes version."""
+        return self.taken["kubernetes"].version
+
+
+@dataclass(kw_only=True)
+class Resolver:
+    """Everything that asking needs.
+
+    Attributes:
+        cache: the cache folder.
+        log: file for the output of programs.
+        refresh: ask again, whatever was found before.
+        offline: take only what was found before, however old.
+    """
+
+    cache: Path
+    runner: Runner
+    progress: Progress
+    log: Path
+    downloader: Downloader = field(default_factory=Downloader)
+    refresh: bool = False
+    offline: bool = False
+
+    def resolve(self, plan: BuildPlan) -> Lock:
+        """Return the lock of a plan.
+
+        Raises:
+            UnreachableError: no source of a component answered; the context has a line for each.
+            UnresolvableError, UntrustedError: a source answered, but not with what is needed.
+        """
+        images = [image_data(text, plan) for text in plan.request.images]
+        key = content_id([FORMAT_VERSION, plan.as_data(), dict(plan.request.mirrors), [plain(i) for i in images]])
+        path = self.cache / "resolved" / f"{key}.json"
+        with self.progress.stage("resolve", "Asking for versions") as stage:
+            if lock := self._remembered(path, stage):
+                return lock
+            if self.offline:
+                raise UnreachableError(
+                    "--offline: nothing is known yet about this plan",
+                    hint="run it once without --offline",
+                )
+            lock = _Asking(self, plan, stage).lock(images)
+            write_atomic(path, canonical_json(plain(lock)))
+            return lock
+
+    def _remembered(self, path: Path, stage: Stage) -> Lock | None:
+        from pydantic import TypeAdapter, ValidationError
+
+        if self.refresh or not path.is_file():
+            return None
+        age = time.time() - path.stat().st_mtime
+        if not self.offline and not 0 <= age < MAX_AGE:
+            return None
+        try:
+            lock = TypeAdapter(Lock).validate_json(path.read_bytes())
+        except ValidationError:
+            return None  # of another version of this program
+        stage.cached = True
+        stage.summary = f"Versions as found {age / 60:.0f} min ago (--refresh asks again)"
+        return lock
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageRequest:
+    """One ``--image``: data of an image TOML file, or the path of an archive, or a reference."""
+
+    text: str
+    data: ImageData | None = None
+
+
+def image_data(text: str, plan: BuildPlan) -> ImageRequest:
+    """Read what one ``--image`` names.
+
+    Raises:
+        UsageError: it looks like a file, but is none.
+        DataError: its file does not follow the schema.
+    """
+    path = Path(text)
+    if path.suffix in (".toml", ".tar"):
+        if not path.is_file():
+            raise UsageError(f"--image {text}: there is no such file", hint=f"ls {path.parent}")
+        data = load_image(path.absolute(), plan.pause_image) if path.suffix == ".toml" else None
+        return ImageRequest(text=str(path.absolute()), data=data)
+    parse_reference(text)
+    return ImageRequest(text=text)
+
+
+class _Asking:
+    """One resolution."""
+
+    def __init__(self, resolver: Resolver, plan: BuildPlan, stage: Stage) -> None:
+        self._with, self._plan, self._stage = resolver, plan, stage
+        self._notes: list[str] = []
+        self._added: set[str] = set()
+        profile, mirrors = plan.profile, plan.request.mirrors
+        archive = apt.Archive(
+            name=profile.name, suite=profile.suite, arch=profile.arch, components=profile.bootstrap.components,
+            keyring=profile.bootstrap.keyring, mirror=mirrors.get(profile.name, ""),
+        )  # fmt: skip
+        # A folder of its own while it is used: another bake may be at work beside this one.
+        self._folder = apt.AptFolder(resolver.cache / "apt" / apt.folder_key(archive), archive, resolver.runner)
+
+    def lock(self, images: Sequence[ImageRequest]) -> Lock:
+        self._folder.update(self._with.log)
+        epoch = self._folder.epoch()
+        taken = {name: self._take(name) for name in self._plan.sources}
+        pause_file = resources.folder("components") / "images/pause.toml"
+        pause = self._image(ImageRequest(text=str(pause_file), data=load_image(pause_file, self._plan.pause_image)))
+        locked = tuple(self._image(image) for image in images)
+        packages = self._packages(taken, [pause, *locked])
+        kubernetes = taken["kubernetes"]
+        if not kubernetes.version:
+            version = next((p.version for p in packages["kubernetes"] if p.name == "kubelet"), "")
+            version = ".".join(map(str, parse_version(version))) if version else ""
+            taken["kubernetes"] = replace(kubernetes, version=version)
+        return Lock(epoch=epoch, taken=taken, packages=packages, pause=pause, images=locked, notes=tuple(self._notes))
+
+    def _note(self, text: str) -> None:
+        self._notes.append(text)
+        self._stage.note(text)
+
+    def _take(self, name: str) -> Taken:
+        """Return the first source of a component that answers; each one that does not is told in one line."""
+        kinds, reasons = self._plan.sources[name], []
+        for kind in kinds:
+            try:
+                taken = self._ask(name, kind)
+            except (UnreachableError, UnresolvableError) as error:
+                reasons.append((kind, error))
+                if len(kinds) > 1:
+                    self._note(f"{name}: {kind} given up: {error.message}")
+                continue
+            self._note(f"{name}: from {kind}{f' {taken.version}' if taken.version else ''}")
+            return taken
+        context = "\n".join(f"{kind}: {error.message}" for kind, error in reasons)
+        kind_of_error = UnresolvableError if isinstance(reasons[-1][1], UnresolvableError) else UnreachableError
+        raise kind_of_error(
+            f"no source of {name} has it", context=context, hint=reasons[-1][1].hint or f"--source {name}=KIND"
+        )
+
+    def _ask(self, name: str, kind: str) -> Taken:
+        component = self._plan.component(name)
+        if kind.startswith(f"{FILE_SOURCE}:"):
+            return self._ask_folder(name, kind)
+        if kind == "go-modules":
+            module = component.module_for(self._plan.kubernetes_minor)
+            build = gomodules.load_module(resources.folder("components"), module)
+            if name == "kubernetes":
+                self._wanted(build.version, "the wrapper module builds")
+            return Taken(kind=kind, version=build.version, module=module)
+        if kind == "binaries":
+            return self._ask_binaries(component.programs)
+        if repository := REPOSITORY_OF.get(kind):
+            self._add_repository(repository)
+        names = component.packages.get(kind, ())
+        if name == "docker":
+            names = self._plan.profile.runtime_packages(kind)
+        if name == "kubernetes" and self._plan.kubernetes.count(".") == 2:
+            names = tuple(f"{package}={self._plan.kubernetes}-*" for package in names)
+        if kind in REPOSITORY_OF:  # the distribution's own are asked for with all the rest
+            self._folder.find(names)
+        return Taken(kind=kind, packages=tuple(names))
+
+    def _ask_folder(self, name: str, kind: str) -> Taken:
+        version = ""
+        if name == "kubernetes":
+            kubelet = Path(kind.partition(":")[2]) / "kubelet"
+            if not kubelet.is_file():
+                raise UnresolvableError(f"there is no {kubelet}", hint=f"ls {kubelet.parent}")
+            said = self._with.runner.run([kubelet.absolute(), "--version"], capture=True).stdout.split()
+            version = said[-1].removeprefix("v") if said else ""
+            self._wanted(version, f"{kubelet} is")
+        return Taken(kind=kind, version=version)
+
+    def _ask_binaries(self, programs: Sequence[str]) -> Taken:
+        base = self._plan.request.mirrors.get("binaries", "")
+        place = Binaries(self._with.downloader, **({"base": base} if base else {}))
+        asked = self._plan.kubernetes
+        version = asked if asked.count(".") == 2 else place.resolve_version(asked)
+        files = place.lock(version, programs, self._plan.cell.arch)
+        return Taken(kind="binaries", version=version, files=files)
+
+    def _wanted(self, version: str, what: str) -> None:
+        asked = self._plan.kubernetes
+        if version != asked and not (asked.count(".") == 1 and minor_of(version) == asked):
+            raise UnresolvableError(f"{what} {version}, not {asked}", hint=f"--kubernetes {version}, or another source")
+
+    def _add_repository(self, name: str) -> None:
+        if name in self._added:
+            return
+        repository = self._plan.repository(name)
+        if repository is None:
+            raise UsageError(f"{self._plan.profile.title} has no repository {name}")
+        minor, mirror = self._plan.kubernetes_minor, self._plan.request.mirrors.get(name, "")
+        uri, key_url = repository.uri_for(minor), repository.key_url_for(minor)
+        if mirror:
+            key_url = key_url.replace(uri.rstrip("/"), mirror.rstrip("/"), 1)
+            uri = mirror
+        fingerprint = self._plan.request.keys.get(name, repository.fingerprint)
+        extra = apt.ExtraRepository(
+            name=name, uri=uri, suite=repository.suite, components=repository.components, key_url=key_url,
+            fingerprint=fingerprint,
+        )  # fmt: skip
+        self._folder.add(extra, self._with.downloader, self._with.log)
+        self._added.add(name)
+
+    def _image(self, request: ImageRequest) -> LockedImage:
+        data = request.data
+        if data is None and request.text.endswith(".tar"):
+            return LockedImage(reference=Path(request.text).name, kind="file", source=request.text)
+        reference = data.reference if data else request.text
+        kinds: tuple[str, ...] = data.sources if data else ("registry",)
+        problem: ImagebuilderError | None = None
+        for kind in kinds:
+            if kind == "compose" and data and data.compose:
+                return LockedImage(reference=reference, kind=kind, source=request.text, packages=data.compose.packages)
+            try:
+                registry = Registry(self._with.downloader, mirrors=self._plan.request.mirrors)
+                found = registry.resolve_reference(reference, self._plan.cell.arch)
+                return LockedImage(reference=reference, kind="registry", source=found.reference)
+            except (UnreachableError, UnresolvableError) as error:
+                problem = error
+                self._note(f"image {reference}: registry given up: {error.message}")
+        assert problem is not None
+        raise problem
+
+    def _packages(
+        self, taken: Mapping[str, Taken], images: Sequence[LockedImage]
+    ) -> dict[str, tuple[LockedPackage, ...]]:
+        plan, profile = self._plan, self._plan.profile
+        wanted = {layer.name: list(layer.packages) for layer in plan.layers}
+        wanted["runtime"] = [name for name in wanted["runtime"] if name not in taken["docker"].packages]
+        for name, source in taken.items():
+            wanted[LAYER_OF[name]] += source.packages
+        roots: dict[str, tuple[str, ...]] = {"base": ("?essential", "apt", *wanted["base"])}
+        for layer in ("runtime", "kubernetes", "site"):
+            roots[layer] = (*roots[BELOW[layer]], *wanted[layer])
+        roots["tools"] = (*roots["base"], *profile.packages.tools)
+        # A layer that asks for nothing new needs no answer of its own; apt takes two seconds for each.
+        different = {layer: names for layer, names in roots.items() if names != roots.get(BELOW.get(layer, ""))}
+        with ThreadPoolExecutor(2) as pool:
+            solved = dict(zip(different, pool.map(self._folder.solve, different.values()), strict=True))
+        composed = sorted({name for image in images for name in image.packages})
+        for layer in ("runtime", "kubernetes", "site"):
+            solved.setdefault(layer, solved[BELOW[layer]])
+        packages = apt.by_layer(solved, BELOW)
+        packages["images"] = self._folder.find(composed) if composed else ()
+        return packages
+
+
+def forget(cache: Path) -> None:
+    """Forget all answers; the next bake asks again."""
+    shutil.rmtree(cache / "resolved", ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Where software comes from: downloads, registries, Go modules, folders of the user."""

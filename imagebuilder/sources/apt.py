@@ -1,0 +1,394 @@
+"""Asks a distribution's apt archive for exact packages, and fetches them.
+
+An *apt folder* is a root tree with nothing but apt's sources and signed indexes in it. mmdebstrap makes it, so the
+archive's address is mmdebstrap's own default unless a mirror is given; host configuration other than apt's proxy
+settings is left out. Signatures and hashes are checked by apt itself; every file's hash is checked again here.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import urllib.parse
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from imagebuilder import process
+from imagebuilder.content import content_id, fsync_directory, sha256_file, write_atomic
+from imagebuilder.errors import (
+    CommandError,
+    ImagebuilderError,
+    UnreachableError,
+    UnresolvableError,
+    UntrustedError,
+)
+from imagebuilder.events import Stage
+from imagebuilder.model import LockedPackage
+from imagebuilder.process import Runner
+from imagebuilder.sources.download import Downloader
+
+CONNECT_SECONDS = 5  # then a mirror counts as out of reach
+KEY_LIMIT = 1 << 20  # bytes of a signing key file; real ones have a few KiB
+PACKAGE_LIMIT = 1 << 30  # bytes of one package; the largest that we meet (a kernel) has 110 MiB
+
+# What apt says, and what it means; the first that matches is taken. The texts are those of apt 2.6 to 3.0.
+MEANINGS: tuple[tuple[type[ImagebuilderError], str, str, str], ...] = (
+    (
+        UntrustedError,
+        r"Hash Sum mismatch|unexpected size|Hashes of (expected|received)",
+        "sent a file whose hash is not the one in its signed index",
+        "try again later, or another mirror with --mirror",
+    ),
+    (
+        UntrustedError,
+        r"NO_PUBKEY|BADSIG|EXPKEYSIG|REVKEYSIG|is not signed|invalid signature|not.* valid yet|Clearsigned file"
+        r"|signatures couldn't be verified|Missing key|does not verify|is expired",
+        "has an index without a valid signature",
+        "check the mirror, its key, and this machine's clock",
+    ),
+    (
+        UnresolvableError,
+        r"Unable to locate package|no installation candidate|was not found|unmet dependencies|held broken",
+        "does not have what was asked for",
+        "check the names; the archive can be searched with: apt-cache search WORD",
+    ),
+    (
+        UnreachableError,
+        r"Could not (resolve|connect)|Unable to connect|Connection (failed|timed out|refused|reset)"
+        r"|Temporary failure|Failed to fetch|does not have a Release file|404 +Not Found|unreachable",
+        "is out of reach",
+        "check the network, or name another mirror with --mirror",
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Archive:
+    """A distribution's archive. Without ``mirror`` the bootstrap tool's own default serves.
+
+    Attributes:
+        name: the name that ``--mirror`` knows it by.
+        keyring: path of the keyring on this host.
+    """
+
+    name: str
+    suite: str
+    arch: str
+    components: tuple[str, ...]
+    keyring: str
+    mirror: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExtraRepository:
+    """A repository outside the distribution, with the fingerprint that its key must have."""
+
+    name: str
+    uri: str
+    suite: str
+    components: tuple[str, ...]
+    key_url: str
+    fingerprint: str
+
+
+class AptFolder:
+    """An apt folder; see the module's docstring."""
+
+    def __init__(self, path: Path, archive: Archive, runner: Runner) -> None:
+        self.path, self._archive, self._runner = path, archive, runner
+
+    def update(self, log: Path) -> None:
+        """Make the folder anew with fresh, verified indexes.
+
+        Raises:
+            UnreachableError: the mirror does not answer.
+            UntrustedError: an index's signature or hash is wrong.
+        """
+        process.require("mmdebstrap", package="mmdebstrap")
+        archive = self._archive
+        aside = self.path.with_name(f"{self.path.name}.new")
+        shutil.rmtree(aside, ignore_errors=True)
+        argv = [
+            "mmdebstrap", "--variant=custom", "--mode=root", "--format=directory",
+            "--skip=cleanup/apt,check/empty", f"--architectures={archive.arch}",
+            f"--components={','.join(archive.components)}", f"--keyring={archive.keyring}",
+            *(f"--aptopt={line}" for line in self._network_settings()),
+            archive.suite, str(aside), *([archive.mirror] if archive.mirror else []),
+        ]  # fmt: skip
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        with explained(archive.mirror or f"the default mirror of {archive.suite}"):
+            self._runner.run(argv, log=log, timeout=300)
+        shutil.rmtree(self.path, ignore_errors=True)
+        aside.rename(self.path)
+
+    def add(self, repository: ExtraRepository, downloader: Downloader, log: Path) -> None:
+        """Add a repository, after its key proved to be the expected one, and fetch its indexes.
+
+        Raises:
+            UnreachableError, UntrustedError: as in :meth:`update`.
+        """
+        key = downloader.get_bytes(repository.key_url, max_size=KEY_LIMIT).body
+        keyring = self.path / "etc/apt/keyrings" / f"{repository.name}.asc"
+        write_atomic(keyring, key)
+        self._check_key(keyring, repository)
+        line = " ".join(
+            [f"deb [signed-by={keyring.resolve()}]", repository.uri, repository.suite, *repository.components]
+        )
+        listed = self.path / "etc/apt/sources.list.d" / f"{repository.name}.list"
+        write_atomic(listed, line + "\n")
+        only = [
+            "-o", f"Dir::Etc::sourcelist={listed.resolve()}", "-o", "Dir::Etc::sourceparts=-",
+            "-o", "APT::Get::List-Cleanup=0", "-o", "APT::Update::Error-Mode=any",
+        ]  # fmt: skip
+        try:
+            with explained(repository.uri):
+                self._apt(["apt-get", *only, "update"], log=log)
+        except ImagebuilderError:
+            listed.unlink()
+            raise
+
+    def solve(self, names: Sequence[str]) -> tuple[LockedPackage, ...]:
+        """Return the exact packages that installing ``names`` into an empty root would bring, sorted by name.
+
+        Raises:
+            UnresolvableError: a name is unknown, or their dependencies contradict each other.
+        """
+        with explained(f"the archive of {self._archive.suite}"):
+            result = self._apt(["apt-get", "-qq", "-y", "--print-uris", "install", *names], capture=True)
+        return parse_uris(result.stdout)
+
+    def find(self, names: Sequence[str]) -> tuple[LockedPackage, ...]:
+        """Return the newest of each named package, without its dependencies.
+
+        Raises:
+            UnresolvableError: a name is unknown.
+        """
+        with explained(f"the archive of {self._archive.suite}"):
+            result = self._apt(["apt-get", "-qq", "--print-uris", "download", *names], capture=True)
+        return parse_uris(result.stdout)
+
+    def fetch(self, packages: Iterable[LockedPackage], store: Path, stage: Stage, log: Path) -> None:
+        """Bring packages into ``store``, under their file names, their hashes checked.
+
+        Raises:
+            UntrustedError: a file's hash is not the locked one; it is not kept.
+            UnreachableError: the mirror does not answer, or no longer has the version.
+        """
+        store.mkdir(parents=True, exist_ok=True)
+        missing = [package for package in packages if not _present(store / package.filename, package.size)]
+        if not missing:
+            return
+        aside = store / ".incoming"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        seen = 0
+
+        def count(line: str) -> None:
+            nonlocal seen
+            if line.startswith("Get:"):
+                seen += 1
+                stage.update(seen, len(missing), "packages")
+
+        wanted = [f"{package.name}:{package.arch}={package.version}" for package in missing]
+        wanted = [name.replace(":all=", "=") for name in wanted]
+        try:
+            with explained(f"the archive of {self._archive.suite}"):
+                self._apt(["apt-get", "-q", "download", *wanted], cwd=aside, log=log, on_line=count)
+            for package in missing:
+                check_package(aside / package.filename, package)
+                (aside / package.filename).rename(store / package.filename)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        fsync_directory(store)
+
+    def date(self) -> str:
+        """Return the date of the newest index, as the archive's Release files write it, or an empty string."""
+        dates = []
+        for path in sorted((self.path / "var/lib/apt/lists").glob("*Release")):
+            if found := re.search(r"^Date: (.+)$", path.read_text("utf-8", "replace"), re.MULTILINE):
+                dates.append(found[1].strip())
+        return max(dates, key=_epoch, default="")
+
+    def epoch(self) -> int:
+        """Return the newest index's date in seconds since 1970: the time that everything built from it gets."""
+        return _epoch(self.date())
+
+    def _network_settings(self) -> list[str]:
+        """Return apt's settings: give up soon, and what this host's apt says about proxies."""
+        lines = [f'Acquire::{scheme}::Timeout "{CONNECT_SECONDS}"' for scheme in ("http", "https")]
+        lines += ['Acquire::Retries "0"', 'Acquire::Languages "none"', 'APT::Update::Error-Mode "any"']
+        if process.find("apt-config"):
+            dump = self._runner.run(["apt-config", "dump", "Acquire"], capture=True, check=False).stdout
+            lines += [
+                line.rstrip(";")
+                for line in dump.splitlines()
+                if re.match(r'Acquire::https?::(Proxy|ProxyAutoDetect|Proxy-Auto-Detect)\b.*".+"', line, re.I)
+            ]
+        return lines
+
+    def _apt(self, argv: Sequence[str], **options: object) -> process.Result:
+        config = self.path / "imagebuilder-apt.conf"
+        if not config.exists():
+            root = self.path.resolve()
+            settings = [
+                f'Dir "{root}"', f'Dir::State::status "{root}/var/lib/dpkg/status"',
+                f'APT::Architecture "{self._archive.arch}"', f'APT::Architectures "{self._archive.arch}"',
+                'APT::Install-Recommends "false"', 'APT::Sandbox::User "root"', 'Acquire::ForceHash "SHA256"',
+                *self._network_settings(),
+            ]  # fmt: skip
+            write_atomic(config, "".join(f"{line};\n" for line in settings))
+        env = {"APT_CONFIG": str(config.resolve())}
+        return self._runner.run(argv, env=env, timeout=1800, **options)  # type: ignore[arg-type]
+
+    def _check_key(self, keyring: Path, repository: ExtraRepository) -> None:
+        process.require("gpg", package="gpg")
+        argv: list[str | Path] = [
+            "gpg",
+            "--batch",
+            "--no-options",
+            "--homedir",
+            keyring.parent,
+            "--show-keys",
+            "--with-colons",
+            keyring,
+        ]
+        found = self._runner.run(argv, capture=True, check=False).stdout
+        fingerprints = re.findall(r"^fpr:{9}([0-9A-F]{40}):", found, re.MULTILINE)
+        primary = fingerprints[:1]
+        if primary != [repository.fingerprint] or found.count("pub:") != 1:
+            keyring.unlink()
+            raise UntrustedError(
+                f"the key at {repository.key_url} is not the one that {repository.name} must have",
+                context=f"expected {repository.fingerprint}\nfound    {', '.join(fingerprints) or 'no key'}",
+                hint=f"name a mirror with its own key: [mirror.{repository.name}] in imagebuilder.toml",
+            )
+
+
+def folder_key(archive: Archive) -> str:
+    """Return a name for the apt folder of an archive."""
+    return f"{archive.suite}-{archive.arch}-{content_id([archive.mirror, archive.components])[:12]}"
+
+
+def parse_uris(output: str) -> tuple[LockedPackage, ...]:
+    """Parse ``apt-get --print-uris``: lines of ``'URI' FILE SIZE SHA256:HASH`` (apt-get(8)).
+
+    Raises:
+        UntrustedError: a line has no SHA256; its archive's index is too old to be trusted.
+    """
+    packages = []
+    for line in output.splitlines():
+        found = re.fullmatch(r"'([^']+)' (([^_ ]+)_([^_ ]+)_([a-z0-9-]+)\.deb) (\d+) (\S+)", line)
+        if not found:
+            continue
+        uri, filename, name, version, arch, size, digest = found.groups()
+        algorithm, _, value = digest.partition(":")
+        if algorithm != "SHA256" or not re.fullmatch(r"[0-9a-f]{64}", value) or int(size) > PACKAGE_LIMIT:
+            raise UntrustedError(f"the index has no SHA256 for {filename}", hint="use another mirror")
+        packages.append(
+            LockedPackage(
+                name=name,
+                version=urllib.parse.unquote(version),
+                arch=arch,
+                filename=filename,
+                uri=uri,
+                sha256=value,
+                size=int(size),
+            )
+        )
+    return tuple(sorted(packages, key=lambda package: (package.name, package.arch)))
+
+
+def check_package(path: Path, package: LockedPackage) -> None:
+    """Check that a file is the locked package.
+
+    Raises:
+        UntrustedError: it is missing or not the one.
+    """
+    if not _present(path, package.size) or sha256_file(path) != package.sha256:
+        path.unlink(missing_ok=True)
+        raise UntrustedError(
+            f"{package.filename} is not the file that the lock names",
+            context=f"expected sha256 {package.sha256}, {package.size} bytes, from {package.uri}",
+            hint="run the command again: the file was removed and will be fetched anew",
+        )
+
+
+def make_repository(packages: Sequence[LockedPackage], store: Path, suite: str, out: Path, runner: Runner) -> None:
+    """Write a flat, local apt repository of exactly these packages into the empty folder ``out``.
+
+    The files are hard links into ``store``; each is checked before. It needs no signature: nothing else writes there.
+
+    Raises:
+        UntrustedError: a file in the store is not the locked one.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    stanzas = []
+    for package in packages:
+        source = store / package.filename
+        check_package(source, package)
+        _link(source, out / package.filename)
+        control = runner.run(["dpkg-deb", "--field", source], capture=True).stdout
+        stanzas.append(
+            f"{control.rstrip()}\nFilename: ./{package.filename}\nSize: {package.size}\nSHA256: {package.sha256}\n"
+        )
+    index = "\n".join(stanzas)
+    write_atomic(out / "Packages", index)
+    release = (
+        f"Suite: {suite}\nCodename: {suite}\nSHA256:\n {sha256_file(out / 'Packages')} {len(index.encode())} Packages\n"
+    )
+    write_atomic(out / "Release", release)
+
+
+class explained:  # noqa: N801 - used as a word: "with explained(mirror)"
+    """Turns apt's failures into errors that say what happened; ``who`` is the archive or its address."""
+
+    def __init__(self, who: str) -> None:
+        self.who = re.sub(r"//[^/@]+@", "//", who)
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Raise the error that a failed apt stands for."""
+        if not isinstance(error, CommandError):
+            return
+        for meaning, pattern, text, hint in MEANINGS:
+            if re.search(pattern, error.context):
+                raise meaning(f"{self.who} {text}", context=_relevant(error.context), hint=hint) from error
+
+
+def _relevant(context: str) -> str:
+    """Keep apt's own error lines: what it says of progress tells nothing."""
+    lines = [line for line in context.splitlines() if re.match(r"[EWN]: |Err:|  ", line)]
+    return "\n".join(lines[-8:]) or context
+
+
+def _present(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+
+
+def _epoch(date: str) -> int:
+    from email.utils import parsedate_to_datetime
+
+    try:
+        return int(parsedate_to_datetime(date).timestamp())
+    except (TypeError, ValueError):
+        return 0
+
+
+def by_layer(
+    solved: Mapping[str, tuple[LockedPackage, ...]], below: Mapping[str, str]
+) -> dict[str, tuple[LockedPackage, ...]]:
+    """Take from each set what the set below it already has: ``below`` maps a layer to the one that it stands on."""
+    return {
+        layer: tuple(package for package in packages if package not in solved.get(below.get(layer, ""), ()))
+        for layer, packages in solved.items()
+    }

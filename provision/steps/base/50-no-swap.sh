@@ -1,0 +1,12 @@
+#!/bin/sh
+# title: Have no swap
+# why: kubelet refuses to start with swap unless told otherwise, and pods' memory limits assume none
+# families: debian
+# phase: build
+. "${IB_PROVISION:?}/lib.sh"
+
+if [ -e /etc/fstab ] && grep -q '[[:space:]]swap[[:space:]]' /etc/fstab; then
+    grep -v '[[:space:]]swap[[:space:]]' /etc/fstab | put /etc/fstab
+fi
+rm -f /swapfile /swap.img
+service_mask swap.target

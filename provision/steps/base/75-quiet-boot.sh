@@ -1,0 +1,10 @@
+#!/bin/sh
+# title: Leave out what a node does not need at boot
+# why: each of these costs seconds before kubelet runs, and none does anything for a node
+# families: debian
+# phase: build
+# inputs: IB_MASKED_SERVICES
+. "${IB_PROVISION:?}/lib.sh"
+
+# shellcheck disable=SC2086 # a list of names
+service_mask ${IB_MASKED_SERVICES:-}

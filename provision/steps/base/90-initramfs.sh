@@ -1,0 +1,10 @@
+#!/bin/sh
+# title: Make the initramfs with the drivers of the target
+# why: the stock one carries every driver and takes longer to make, to load and to unpack
+# families: debian
+# phase: build
+# inputs: IB_INITRAMFS_MODULES
+. "${IB_PROVISION:?}/lib.sh"
+
+# shellcheck disable=SC2086 # a list of names
+initramfs_build ${IB_INITRAMFS_MODULES:?}
