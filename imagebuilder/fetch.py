@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -151,14 +150,14 @@ class Fetcher:
                 path.write_text(text.text)
                 files.append((text.target, path, int(text.mode, 8)))
             compose(spec, files, out, epoch=IMAGE_EPOCH)
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _inside(tree: Path, wanted: str) -> Path:
-    """Return a file of an unpacked package; links that lead out of the tree are refused."""
-    path = (tree / wanted.lstrip("/")).resolve()
-    if not path.is_relative_to(tree.resolve()) or not path.is_file():
-        raise UnresolvableError(
-            f"the packages of this image have no file {wanted}", hint="check compose.files of the image's TOML file"
-        )
-    return path
+    """Return a file of an unpacked package, below /usr too; links that lead out of the tree are refused."""
+    for name in (wanted, f"/usr{wanted}"):  # packages moved from /bin to /usr/bin between releases
+        path = (tree / name.lstrip("/")).resolve()
+        if path.is_relative_to(tree.resolve()) and path.is_file():
+            return path
+    raise UnresolvableError(
+        f"the packages of this image have no file {wanted}", hint="check compose.files of the image's TOML file"
+    )

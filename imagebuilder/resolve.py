@@ -76,6 +76,7 @@ class Lock:
     Attributes:
         epoch: date of the newest package index, in seconds since 1970: the time of all that is built.
         packages: exact packages per layer, and for ``tools`` and ``images``.
+        apt_sources: the image's own sources.list.
         notes: for people: which sources were given up, and why.
     """
 
@@ -84,6 +85,7 @@ class Lock:
     packages: Mapping[str, tuple[LockedPackage, ...]]
     pause: LockedImage
     images: tuple[LockedImage, ...]
+    apt_sources: str
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -203,7 +205,15 @@ class _Asking:
             version = next((p.version for p in packages["kubernetes"] if p.name == "kubelet"), "")
             version = ".".join(map(str, parse_version(version))) if version else ""
             taken["kubernetes"] = replace(kubernetes, version=version)
-        return Lock(epoch=epoch, taken=taken, packages=packages, pause=pause, images=locked, notes=tuple(self._notes))
+        return Lock(
+            epoch=epoch,
+            apt_sources=self._folder.default_sources(),
+            taken=taken,
+            packages=packages,
+            pause=pause,
+            images=locked,
+            notes=tuple(self._notes),
+        )
 
     def _note(self, text: str) -> None:
         self._notes.append(text)

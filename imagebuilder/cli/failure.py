@@ -1,11 +1,11 @@
-"""Turns whatever was raised into one of our errors, and an error into words or JSON."""
+"""Turns whatever was raised into one of our errors, and an error into words or JSON.
+
+Every run imports this, few runs need it: what only an error needs is imported where it is used.
+"""
 
 from __future__ import annotations
 
 import errno
-import json as jsonlib
-import shlex
-import traceback
 from collections.abc import Sequence
 
 import click
@@ -36,22 +36,36 @@ def explain(error: BaseException, words: Sequence[str]) -> ImagebuilderError:
             hint = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check permissions and mounts"
             return HostError(f"{where}{error.strerror}", hint=hint)
     said = f"{type(error).__name__}: {error}".splitlines()[0]
+    import shlex
+
     again = shlex.join(["imagebuilder", "--debug", *words])
     return ImagebuilderError(f"internal error: {said}", hint=f"{again} shows where; please report it")
 
 
 def _usage(error: click.ClickException) -> UsageError:
     context = getattr(error, "ctx", None)
-    hint = f"{context.command_path} --help" if isinstance(context, click.Context) else ""
-    message = error.format_message().rstrip(".").replace("\n", " ")
-    return UsageError(message[:1].lower() + message[1:], hint=hint)
+    message = " ".join(error.format_message().split()).rstrip(".")
+    if not isinstance(context, click.Context):
+        return UsageError(message)
+    if isinstance(error, click.NoSuchOption):
+        import difflib
+
+        known = [name for parameter in context.command.get_params(context) for name in parameter.opts]
+        close = difflib.get_close_matches(error.option_name, known, n=1)
+        nearest = f' (did you mean "{close[0]}"?)' if close else ""
+        message = f'there is no option "{error.option_name}"{nearest}'
+    return UsageError(message[:1].lower() + message[1:], hint=f"{context.command_path} --help")
 
 
 def show(problem: ImagebuilderError, error: BaseException, *, json: bool, debug: bool) -> None:
     """Show an error: words on standard error, or one JSON line on standard output; a traceback with ``debug``."""
     if debug and not isinstance(error, click.ClickException | KeyboardInterrupt):
+        import traceback
+
         click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
     if json:
+        import json as jsonlib
+
         click.echo(jsonlib.dumps({"error": as_data(problem)}, ensure_ascii=False))
     else:
         click.echo(as_text(problem), err=True)

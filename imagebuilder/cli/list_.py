@@ -23,12 +23,13 @@ def command(what: str, as_json: bool) -> None:
         for row in rows:
             print_json(row)
     else:
-        click.echo(table([[_text(value) for value in row.values()] for row in rows], [*rows[0]] if rows else ()))
+        headings = [name.replace("_", " ") for name in rows[0]] if rows else []
+        click.echo(table([[_text(value) for value in row.values()] for row in rows], headings))
 
 
 def _text(value: object) -> str:
     if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
+        return ", ".join(map(str, value)) or "none"
     if isinstance(value, Mapping):
         return "; ".join(text or name for name, text in value.items())
     return str(value)
@@ -47,7 +48,7 @@ def systems() -> Rows:
             rows.append({
                 "os": f"{name}-{number}", "title": profile.title, "suite": release.suite,
                 "architectures": list(profile.architectures), "containerd": release.containerd,
-                "support until": release.eol, "default": "yes" if default else "no",
+                "support_until": release.eol, "default": "yes" if default else "no",
             })  # fmt: skip
     return rows
 
@@ -72,8 +73,8 @@ def cells() -> Rows:
     return [
         {
             "os": f"{cell.os}-{cell.release}", "arch": cell.arch, "target": cell.target,
-            "engines": [name for name, reason in engines.items() if not reason] or "none",
-            "why not": {name: reason for name, reason in engines.items() if reason},
+            "engines": [name for name, reason in engines.items() if not reason],
+            "why_not": {name: reason for name, reason in engines.items() if reason},
         }
         for cell, engines in all_cells()
     ]  # fmt: skip
@@ -86,8 +87,8 @@ def kubernetes() -> Rows:
     compat = load_compat()
     return [
         {
-            "kubernetes": name, "newest known": compat.kubernetes[name].patch,
-            "containerd": str(compat.kubernetes[name].containerd), "pause image": compat.kubernetes[name].pause,
+            "kubernetes": name, "newest_known": compat.kubernetes[name].patch,
+            "containerd": str(compat.kubernetes[name].containerd), "pause_image": compat.kubernetes[name].pause,
         }
         for name in reversed(compat.minors())
     ]  # fmt: skip

@@ -37,17 +37,12 @@ class Wishes:
     file: Path | None = None
 
 
-class Pair(click.ParamType):
-    """NAME=VALUE."""
-
-    name = "NAME=VALUE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
-        """Split the pair; both halves must be there."""
-        name, _, rest = value.partition("=")
-        if not name or not rest:
-            self.fail(f'"{value}" is not like {param.metavar if param and param.metavar else self.name}', param, ctx)
-        return name, rest
+def pair(value: str) -> tuple[str, str]:
+    """Split NAME=VALUE; both halves must be there."""
+    name, _, rest = value.partition("=")
+    if not name or not rest:
+        raise click.BadParameter(f'"{value}" is not like NAME=VALUE')
+    return name, rest
 
 
 def _path() -> click.Path:
@@ -70,9 +65,9 @@ OPTIONS = (
                  help="A script to run in the root tree, after the overlays; repeatable."),
     click.option("--image", multiple=True, metavar="FILE|REF",
                  help="A container image to preload: a reference, an OCI archive or an image's TOML file; repeatable."),
-    click.option("--source", multiple=True, metavar="COMPONENT=KIND", type=Pair(),
+    click.option("--source", multiple=True, metavar="COMPONENT=KIND", type=pair,
                  help="Take a component only from there, for instance kubernetes=go-modules; repeatable."),
-    click.option("--mirror", multiple=True, metavar="NAME=URL", type=Pair(),
+    click.option("--mirror", multiple=True, metavar="NAME=URL", type=pair,
                  help="Another address for a repository or registry, for instance debian=http://...; repeatable."),
     click.option("--file", metavar="FILE", type=_path(),
                  help="A file with the same wishes; the command line wins.  [default: ./imagebuilder.toml, if any]"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Mapping
 
@@ -49,6 +48,8 @@ class LazyGroup(click.Group):
         """Find the verb that was named; a misspelt one gets the nearest as a suggestion."""
         name = args[0]
         if self.get_command(ctx, name) is None and not name.startswith("-") and not ctx.resilient_parsing:
+            import difflib
+
             close = difflib.get_close_matches(name, VERBS, n=1, cutoff=0.5)
             nearest = f' (did you mean "{close[0]}"?)' if close else f" (known: {', '.join(VERBS)})"
             raise click.UsageError(f'there is no command "{name}"{nearest}', ctx)

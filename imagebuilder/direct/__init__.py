@@ -1,0 +1,1 @@
+"""The direct engine: root trees and disks, made without a VM."""

@@ -50,7 +50,7 @@ def bootstrap(
     argv = [
         *namespaces(),
         "mmdebstrap", "--mode=root", "--variant=essential", "--format=directory", "--verbose",
-        "--skip=check/empty,download/empty,essential/unlink,cleanup/apt", f"--architectures={arch}",
+        "--skip=check/empty,download/empty", f"--architectures={arch}",
         f"--include={','.join(package.name for package in packages)}",
         *(f"--aptopt={line}" for line in ('APT::Install-Recommends "false"', "Dpkg::Use-Pty 0")),
         *(f"--dpkgopt={option}" for option in DPKG_OPTIONS),

@@ -39,6 +39,7 @@ class LayerJob:
         steps: paths below ``provision/steps``.
         env: environment of the steps.
         binds: files and folders that the steps see.
+        texts: files of the tree that are written before the steps run, by their absolute path.
         info: plain data for ``layer.json``.
     """
 
@@ -49,6 +50,7 @@ class LayerJob:
     steps: tuple[str, ...]
     env: Mapping[str, str]
     binds: tuple[Bind, ...]
+    texts: Mapping[str, str]
     info: Mapping[str, object]
 
 
@@ -112,6 +114,8 @@ class DirectEngine:
                     job.packages, repository=repository, suite=self.suite, arch=self.arch, root=folder / "root",
                     runner=self.runner, stage=stage, log=self.log,
                 )  # fmt: skip
+            for path, text in job.texts.items():
+                write_atomic(folder / "root" / path.lstrip("/"), text)
             self._run_steps(job, below, folder, repository, stage)
             # The mount point that the sandbox made for it.
             (folder / "root/usr/sbin/policy-rc.d").unlink(missing_ok=True)

@@ -50,8 +50,9 @@ def layer_jobs(plan: BuildPlan, lock: Lock, materials: Materials, provision: Pat
                 steps=tuple(f"{step.key}.sh" for step in layer.steps),
                 env={name: value for name, value in env.items() if name in names},
                 binds=tuple(binds[layer.name]),
+                texts={"/etc/apt/sources.list": lock.apt_sources} if layer.name == "base" else {},
                 info={"inputs": inputs[layer.name], "steps": _keys(layer)},
-            )  # fmt: skip
+            )
         )
     return jobs
 
@@ -70,6 +71,8 @@ def _inputs(name: str, lock: Lock, materials: Materials, site: Mapping[str, Any]
             if LAYER_OF[component] == name
         },
     }
+    if name == "base":
+        inputs |= {"sources": lock.apt_sources}
     if name == "kubernetes":
         inputs |= {"version": lock.kubernetes, "pause": materials.pause.id}
     if name == "site":

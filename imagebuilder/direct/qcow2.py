@@ -52,7 +52,7 @@ _L2_ENTRIES = CLUSTER // 8
 _COPIED = 1 << 63  # spec "L1 table entry" and "L2 table entry": the refcount is exactly one
 _COMPRESSED = 1 << 62
 _SECTORS_SHIFT = 62 - (CLUSTER_BITS - 8)  # spec "Compressed Clusters Descriptor": x; sectors after the first
-# 16 bits per refcount. No cluster comes near 65,535 references: a zstd frame of 64 KiB has 15 bytes at least.
+# 16 bits per refcount. No cluster comes near 65,535 references: the smallest zstd frame of 64 KiB has 19 bytes.
 _REFCOUNT_ORDER = 4
 _REFCOUNTS = CLUSTER // 2  # per refcount block
 
@@ -88,7 +88,7 @@ class Header:
 
 
 def write_qcow2(
-    raw: Path, out: Path, *, level: int = 1, threads: int = 2, on_progress: OnProgress | None = None
+    raw: Path, out: Path, *, level: int = 3, threads: int = 2, on_progress: OnProgress | None = None
 ) -> None:
     """Write a sparse raw disk as a compressed qcow2 image; the file appears under its name only when whole.
 

@@ -210,6 +210,15 @@ class AptFolder:
                 dates.append(found[1].strip())
         return max(dates, key=_epoch, default="")
 
+    def default_sources(self) -> str:
+        """Return the lines of sources.list that belong into the image: the distribution's own.
+
+        A mirror that was only given for the build is not a node's business, so there are none then.
+        """
+        if self._archive.mirror:
+            return "# Built from a mirror that is not for nodes. Name this node's mirror here.\n"
+        return (self.path / "etc/apt/sources.list").read_text("utf-8")
+
     def epoch(self) -> int:
         """Return the newest index's date in seconds since 1970: the time that everything built from it gets."""
         return _epoch(self.date())

@@ -84,47 +84,54 @@ def build(
         raise DataError(f"components/{module.name} changed since the plan was made")
     text = f"Building {module.name} {module.version} from its Go modules"
     with progress.stage(f"source:{module.name}", text) as stage:
-        go = toolchain(
-            runner, cache_dir, go_line(components_dir, module.name), requirements=components_dir / REQUIREMENTS
-        )
+        minimum = go_line(components_dir, module.name)
+        go = toolchain(runner, cache_dir, minimum, requirements=components_dir / REQUIREMENTS)
         wanted = _id(module, go, arch)
         if found := payload.find(cache_dir, wanted):
             stage.cached = True
             return found
-        origin = {"kind": "go-modules", "version": module.version, "toolchain": go.version, "arch": arch}
-        with payload.filling(cache_dir, wanted, origin) as work:
-            for name in FILES:
-                shutil.copyfile(components_dir / module.name / name, work.scratch / name)
-            env = _environment(runner, go, cache_dir, arch)
-            argv = _command(module, go, work.folder)
-            _Build(runner, stage, module, env, work.scratch).run(argv, downloader or Downloader())
-            _check(module, work.folder, arch)
+        _fill(module, go, components_dir, cache_dir, arch, _Build(runner, stage, module), downloader or Downloader())
         return cache_dir / "payloads" / wanted
+
+
+def _fill(
+    module: ModuleBuild,
+    go: Toolchain,
+    components_dir: Path,
+    cache_dir: Path,
+    arch: str,
+    building: _Build,
+    downloader: Downloader,
+) -> None:
+    """Build into a payload folder, in a scratch folder beside it."""
+    origin = {"kind": "go-modules", "version": module.version, "toolchain": go.version, "arch": arch}
+    with payload.filling(cache_dir, _id(module, go, arch), origin) as work:
+        for name in FILES:
+            shutil.copyfile(components_dir / module.name / name, work.scratch / name)
+        env = _environment(building.runner, go, cache_dir, arch)
+        building.run(_command(module, go, work.folder), env, work.scratch, downloader)
+        _check(module, work.folder, arch)
 
 
 class _Build:
     """One build, first from the module cache alone, then through the host's proxy."""
 
-    def __init__(self, runner: Runner, stage: Stage, module: ModuleBuild, env: Mapping[str, str], cwd: Path) -> None:
-        self._runner, self._stage, self._module, self._env, self._cwd = runner, stage, module, env, cwd
+    def __init__(self, runner: Runner, stage: Stage, module: ModuleBuild) -> None:
+        self.runner, self._stage, self._module = runner, stage, module
 
-    def run(self, argv: Sequence[str | Path], downloader: Downloader) -> None:
+    def run(self, argv: Sequence[str | Path], env: Mapping[str, str], cwd: Path, downloader: Downloader) -> None:
         """Run ``go build``; ask the proxy, and whether it answers at all, only when a module is missing."""
-        offline = self._once(argv, {**self._env, "GOPROXY": "off"})
-        if offline is None:
-            return
-        output, error = offline
-        proxy = self._env.get("GOPROXY", "")
-        if MISSING.search(output) and proxy != "off":
+        failed = self._once(argv, {**env, "GOPROXY": "off"}, cwd)
+        proxy = env.get("GOPROXY", "")
+        if failed and MISSING.search(failed[0]) and proxy != "off":
             self._stage.note(f"{self._module.name}: fetching Go modules")
             _probe(proxy, downloader)
-            online = self._once(argv, self._env)
-            if online is None:
-                return
-            output, error = online
-        raise _explained(self._module, output, error) from error
+            failed = self._once(argv, env, cwd)
+        if failed:
+            raise _explained(self._module, *failed) from failed[1]
 
-    def _once(self, argv: Sequence[str | Path], env: Mapping[str, str]) -> tuple[str, CommandError] | None:
+    def _once(self, argv: Sequence[str | Path], env: Mapping[str, str], cwd: Path) -> tuple[str, CommandError] | None:
+        """Run ``go build``; return what it said and the error when it failed."""
         lines: list[str] = []
 
         def keep(line: str) -> None:
@@ -133,7 +140,7 @@ class _Build:
                 lines.append(line)
 
         try:
-            self._runner.run(argv, env=env, cwd=self._cwd, on_line=keep, timeout=BUILD_SECONDS)
+            self.runner.run(argv, env=env, cwd=cwd, on_line=keep, timeout=BUILD_SECONDS)
         except CommandError as error:
             return "\n".join(lines), error
         return None

@@ -124,11 +124,7 @@ class Registry:
             HostError: it cannot be written.
         """
         ref = parse(reference)
-        if not ref.digest:
-            raise UsageError(f"{reference} has no digest", hint="resolve it first: imagebuilder lock")
-        data, media_type = self._manifest(ref, ref.digest)
-        if _checked(ref, lambda: is_index(data, media_type)):
-            raise UsageError(f"{reference} is an index of several architectures", hint="imagebuilder lock")
+        data, media_type = self._locked_manifest(ref)
         manifest = _checked(ref, lambda: parse_manifest(data))
         if manifest.size > max_size:
             raise UntrustedError(f"{ref} has {manifest.size} bytes, more than the {max_size} it may have")
@@ -144,6 +140,14 @@ class Registry:
             )  # fmt: skip
             write_archive([image], out, epoch=0)
         return image
+
+    def _locked_manifest(self, ref: Reference) -> tuple[bytes, str]:
+        if not ref.digest:
+            raise UsageError(f"{ref} has no digest", hint="resolve it first: imagebuilder lock")
+        data, media_type = self._manifest(ref, ref.digest)
+        if _checked(ref, lambda: is_index(data, media_type)):
+            raise UsageError(f"{ref} is an index of several architectures", hint="imagebuilder lock")
+        return data, media_type
 
     def _layers(
         self, ref: Reference, manifest: Manifest, scratch: Path, on_progress: OnProgress | None

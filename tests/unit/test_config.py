@@ -9,7 +9,6 @@ import pytest
 from imagebuilder.config import FILE_NAME, Config, Mirror, image_is_path, load_config
 from imagebuilder.errors import DataError
 
-
 KEY = "DE15B14486CD377B9E876E1A234654DA9A296436"
 
 

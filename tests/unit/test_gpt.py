@@ -277,6 +277,14 @@ def entry_of(first: int, last: int) -> bytes:
     return struct.pack("<16s16sQQQ72s", ESP_TYPE.bytes_le, bytes(16), first, last, 0, b"x\0")
 
 
+def test_entries_changed_in_both_copies_without_their_checksums_are_refused() -> None:
+    stream = disk()
+    for array_lba in (2, LAST - 32):
+        stream[array_lba * SECTOR + 3 * 128] = entry_of(34, 2047)
+    with pytest.raises(ArtifactError, match="entries of the header in sector 1 are damaged"):
+        parse(stream)
+
+
 def test_entry_between_the_others_is_read() -> None:
     added = parse(with_entry(3, entry_of(34, 2047))).partitions[3]
     assert (added.name, added.first_lba, added.last_lba) == ("x", 34, 2047)

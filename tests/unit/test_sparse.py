@@ -110,6 +110,12 @@ def test_extents_end_at_the_size_asked_for(tmp_path: Path) -> None:
     assert extents(path, BLOCK + 1) == [(0, BLOCK + 1)]
 
 
+def test_data_behind_the_size_asked_for_is_no_extent(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    disk(path, 32 * BLOCK, [(16 * BLOCK, b"x" * BLOCK)])
+    assert extents(path, 8 * BLOCK) == []
+
+
 def test_progress_ends_at_the_total(tmp_path: Path) -> None:
     source = tmp_path / "disk"
     disk(source, 8 * CHUNK, [(0, b"x" * 2 * CHUNK)])

@@ -8,4 +8,4 @@
 
 # shellcheck disable=SC2086 # a list of names
 pkg_install ${IB_BASE_PACKAGES:?}
-for program in python3 openssl ip conntrack socat ethtool iptables; do want_program "$program"; done
+for program in python3 openssl ip conntrack socat ethtool iptables ebtables; do want_program "$program"; done

