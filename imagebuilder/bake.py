@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from imagebuilder import __version__, resources
-from imagebuilder.content import canonical_json, content_id, sha256_file, write_atomic
+from imagebuilder.content import canonical_json, content_id, sha256_bytes, sha256_file, write_atomic
 from imagebuilder.direct.disk import DiskSpec, write_disk
 from imagebuilder.direct.engine import DirectEngine, LayerJob
 from imagebuilder.direct.formats import FORMATS
@@ -27,6 +28,7 @@ from imagebuilder.process import Runner
 from imagebuilder.resolve import Lock, Resolver
 from imagebuilder.sources.apt import make_repository
 
+NEW = ".new"  # name of the artifact beside its place, until it is whole
 LOGS_KEPT = 20  # bakes whose logs stay in the cache
 
 
@@ -99,14 +101,13 @@ def bake(plan: BuildPlan, *, options: BakeOptions, runner: Runner, progress: Pro
     tools = engine.tools(layers[0], lock.packages["tools"])
     # 3. the disk and the artifact
     artifact = folder / f"{plan.id}.{plan.disk.extension}"
-    with store.scratch(f"disk-{artifact_id}") as work:
+    with store.scratch(f"disk-{artifact_id}") as work, new_file(folder) as new:
         with progress.stage("disk", "Disk: partitions, boot loaders, root file system"):
             raw = write_disk(spec, layers, tools, work, runner, log)
         with progress.stage("pack", f"Artifact: {plan.disk.format}") as stage:
-            folder.mkdir(parents=True, exist_ok=True)
-            FORMATS[plan.disk.format].writer(raw, folder / ".new", lambda done, all_: stage.update(done, all_, "B"))
-    with progress.stage("manifest", "Manifest and checksums"):
-        return publish(folder, artifact, artifact_id, manifest_data(plan, lock, layers, progress))
+            FORMATS[plan.disk.format].writer(raw, new, lambda done, all_: stage.update(done, all_, "B"))
+        with progress.stage("manifest", "Manifest and checksums"):
+            return publish(folder, artifact, artifact_id, manifest_data(plan, lock, layers, progress))
 
 
 def disk_spec(plan: BuildPlan, lock: Lock, jobs: Sequence[LayerJob]) -> DiskSpec:
@@ -117,13 +118,29 @@ def disk_spec(plan: BuildPlan, lock: Lock, jobs: Sequence[LayerJob]) -> DiskSpec
     )  # fmt: skip
 
 
+@contextlib.contextmanager
+def new_file(folder: Path) -> Iterator[Path]:
+    """Hand out where the new artifact is written; nothing half-written stays, also none of a bake killed before."""
+
+    def clear() -> None:
+        for path in (folder / NEW, *folder.glob(f".{NEW}.*.part")):
+            path.unlink(missing_ok=True)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        clear()
+        yield folder / NEW
+    finally:
+        clear()
+
+
 def unchanged(folder: Path, artifact_id: str) -> BakeResult | None:
     """Return the result of an earlier bake of just this artifact, when it is still as it was written."""
     try:
         manifest = json.loads((folder / "manifest.json").read_bytes())
         stamp = json.loads((folder / ".stamp").read_bytes())
         artifact = folder / manifest["artifact"]["file"]
-        if stamp == stamp_of(artifact, artifact_id):
+        if stamp == stamp_of(artifact, artifact_id) and (folder / "SHA256SUMS").is_file():
             return BakeResult(folder=folder, artifact=artifact, manifest=manifest, unchanged=True)
     except (OSError, ValueError, KeyError, TypeError):
         pass
@@ -138,7 +155,7 @@ def stamp_of(artifact: Path, artifact_id: str) -> dict[str, Any]:
 
 def publish(folder: Path, artifact: Path, artifact_id: str, manifest: dict[str, Any]) -> BakeResult:
     """Put the new artifact in place, its manifest last: a folder with a manifest is whole."""
-    new = folder / ".new"
+    new = folder / NEW
     digest = sha256_file(new)
     (folder / "manifest.json").unlink(missing_ok=True)
     new.replace(artifact)
@@ -148,11 +165,9 @@ def publish(folder: Path, artifact: Path, artifact_id: str, manifest: dict[str, 
         "size": artifact.stat().st_size,
         "sha256": digest,
     }
-    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    text = (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()
+    write_atomic(folder / "SHA256SUMS", f"{digest}  {artifact.name}\n{sha256_bytes(text)}  manifest.json\n")
     write_atomic(folder / "manifest.json", text)
-    write_atomic(
-        folder / "SHA256SUMS", f"{digest}  {artifact.name}\n{sha256_file(folder / 'manifest.json')}  manifest.json\n"
-    )
     write_atomic(folder / ".stamp", canonical_json(stamp_of(artifact, artifact_id)))
     return BakeResult(folder=folder, artifact=artifact, manifest=manifest, unchanged=False)
 
@@ -193,7 +208,10 @@ def manifest_data(plan: BuildPlan, lock: Lock, layers: Sequence[Layer], progress
 def new_log(folder: Path, name: str) -> Path:
     """Return the path of a new log file, and drop the oldest ones."""
     folder.mkdir(parents=True, exist_ok=True)
-    logs = sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime)
-    for path in logs[: max(0, len(logs) + 1 - LOGS_KEPT)]:
+    logs = []
+    for path in folder.glob("*.log"):
+        with contextlib.suppress(FileNotFoundError):  # dropped by another bake meanwhile
+            logs.append((path.stat().st_mtime, path))
+    for _, path in sorted(logs)[: max(0, len(logs) + 1 - LOGS_KEPT)]:
         path.unlink(missing_ok=True)
     return folder / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"

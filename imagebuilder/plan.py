@@ -248,6 +248,7 @@ def _settings(profile: Profile, target: Target, pause: str) -> dict[str, str]:
         "IB_HOLD_PACKAGES": " ".join(profile.hold),
         "IB_INITRAMFS_MODULES": modules if isinstance(modules, str) else " ".join(modules),
         "IB_KUBELET_DEFAULTS": profile.paths.kubelet_defaults,
+        "IB_MASKED_GENERATORS": " ".join(profile.masked_generators),
         "IB_MASKED_SERVICES": " ".join((*profile.masked_services, *target.masked_services)),
         "IB_PAUSE_IMAGE": pause,
     }

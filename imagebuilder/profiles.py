@@ -120,6 +120,7 @@ class ProfileData(Strict):
     components: Mapping[str, Component] = Field(description="Software that can come from several places.")
     repositories: Mapping[str, Repository] = Field(description="Package repositories, by name.")
     paths: Paths = Field(description="Where the operating system keeps what the steps write.")
+    masked_generators: Strings = Field(default=(), description="Unit generators that must never run on a node.")
     masked_services: Strings = Field(default=(), description="Services that cost time at boot for nothing.")
     hold: Strings = Field(description="Packages that are never upgraded on a node; those installed are held.")
 

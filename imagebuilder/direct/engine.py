@@ -223,7 +223,7 @@ def installed_versions(status: str) -> dict[str, str]:
     """Return name and version of the installed packages that dpkg's status file lists (deb822(5))."""
     found = {}
     for stanza in status.split("\n\n"):
-        fields = dict(line.split(": ", 1) for line in stanza.splitlines() if not line.startswith(" ") and ": " in line)
+        fields = dict(line.split(": ", 1) for line in stanza.split("\n") if not line.startswith(" ") and ": " in line)
         if fields.get("Status", "").endswith(" installed"):
             found[fields["Package"]] = fields["Version"]
     return found
@@ -233,4 +233,4 @@ def step_error(step: str, error: CommandError, log: Path) -> StepError:
     """Return the error of a failed step: which one, its last lines, where the log is."""
     lines = [line for line in error.context.splitlines() if not line.startswith(("@@", "command: "))]
     what = f"the step {step} failed" if step else "the sandbox could not be set up"
-    return StepError(what, context="\n".join(lines), hint=f"the whole log is in {log}")
+    return StepError(what, context="\n".join(lines) or error.message, hint=f"the whole log is in {log}")

@@ -62,10 +62,12 @@ class LayerStore:
         path = self.layers / layer_id
         try:
             info = json.loads((path / INFO).read_bytes())
+            if not isinstance(info, dict):
+                raise ValueError("not an object")
         except FileNotFoundError:
             return None
         except ValueError as error:
-            message = f"{path / INFO} is not JSON"
+            message = f"{path / INFO} is not a JSON object"
             raise CacheError(message, hint=f"rm -r {path}") from error
         with contextlib.suppress(OSError):
             os.utime(path / INFO)
@@ -137,18 +139,18 @@ class LayerStore:
 
     def __iter__(self) -> Iterator[Layer]:
         """Yield all finished layers, the longest unused first."""
-        paths = sorted(self.layers.glob(f"*/{INFO}"), key=lambda path: path.stat().st_mtime)
-        for path in paths:
-            if layer := self.get_quietly(path.parent.name):
+        for _, layer_id in sorted((_last_use(path), path.parent.name) for path in self.layers.glob(f"*/{INFO}")):
+            if layer := self.get_quietly(layer_id):
                 yield layer
 
     def get_quietly(self, layer_id: str) -> Layer | None:
         """Return a layer without marking it as used."""
         path = self.layers / layer_id
         try:
-            return Layer(id=layer_id, path=path, info=json.loads((path / INFO).read_bytes()))
+            info = json.loads((path / INFO).read_bytes())
         except (OSError, ValueError):
             return None
+        return Layer(id=layer_id, path=path, info=info) if isinstance(info, dict) else None
 
     def remove(self, layer: Layer) -> None:
         """Remove a layer; it disappears from the store before its files do."""
@@ -162,7 +164,15 @@ class LayerStore:
     def unused_since(self, seconds: float) -> list[Layer]:
         """Return the layers that no bake has used for ``seconds``."""
         limit = time.time() - seconds
-        return [layer for layer in self if (layer.path / INFO).stat().st_mtime < limit]
+        return [layer for layer in self if _last_use(layer.path / INFO) < limit]
+
+
+def _last_use(info: Path) -> float:
+    """Return when a layer was used; now, when another process just removed it."""
+    try:
+        return info.stat().st_mtime
+    except FileNotFoundError:
+        return time.time()
 
 
 def remove_tree(path: Path) -> None:

@@ -20,3 +20,9 @@ service_enable() { systemctl --quiet enable "$@"; }
 service_mask() {
     for unit in "$@"; do ln -sfn /dev/null "/etc/systemd/system/$unit"; done
 }
+
+# service_mask_generators NAME...: unit generators that find nothing on a node; each is a program run before any unit.
+service_mask_generators() {
+    mkdir -p /etc/systemd/system-generators
+    for generator in "$@"; do ln -sfn /dev/null "/etc/systemd/system-generators/$generator"; done
+}

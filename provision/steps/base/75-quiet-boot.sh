@@ -3,8 +3,9 @@
 # why: each of these costs seconds before kubelet runs, and none does anything for a node
 # families: debian
 # phase: build
-# inputs: IB_MASKED_SERVICES
+# inputs: IB_MASKED_SERVICES IB_MASKED_GENERATORS
 . "${IB_PROVISION:?}/lib.sh"
 
 # shellcheck disable=SC2086 # a list of names
 service_mask ${IB_MASKED_SERVICES:-}
+service_mask_generators ${IB_MASKED_GENERATORS:-}

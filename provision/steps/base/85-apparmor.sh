@@ -1,6 +1,6 @@
 #!/bin/sh
-# title: Leave out AppArmor profiles that confine nothing
-# why: Debian ships a hundred for desktop programs, all unconfined; parsing them delays every boot by seconds
+# title: Leave out AppArmor profiles that enforce nothing
+# why: Debian ships a hundred for desktop and build programs, unconfined or complaining; parsing them delays every boot
 # families: debian
 # phase: build
 . "${IB_PROVISION:?}/lib.sh"
@@ -8,7 +8,7 @@
 mkdir -p /etc/apparmor.d/disable
 for profile in /etc/apparmor.d/*; do
     [ -f "$profile" ] || continue
-    if grep -q 'flags=(unconfined)' "$profile"; then
+    if grep -m 1 -E '^(profile |/)' "$profile" | grep -qE 'flags=\([^)]*(unconfined|complain)'; then
         ln -sfn "../${profile##*/}" "/etc/apparmor.d/disable/${profile##*/}"
     fi
 done

@@ -1,0 +1,28 @@
+# make demo: all set-up, then bake, boot, and ask the example pod.   make test: all set-up, then every test.
+.PHONY: setup demo test lint bench docs clean
+PYTHON ?= python3
+BIN := .venv/bin
+
+setup:
+	@PYTHON=$(PYTHON) sh scripts/setup.sh
+
+demo: setup
+	@$(BIN)/python scripts/demo.py
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest
+
+bench: setup
+	$(BIN)/python bench/bench.py
+
+docs: setup
+	$(BIN)/imagebuilder docs errors > docs/errors.md
+	$(BIN)/imagebuilder docs steps > docs/steps.md
+
+clean:
+	rm -rf .venv out build dist

@@ -1,0 +1,274 @@
+"""The layer store: a layer is whole or not there, and what killed builds leave is removed, never what lives."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from imagebuilder.direct import layers
+from imagebuilder.direct.layers import INFO, Layer, LayerStore, disk_usage, remove_tree
+from imagebuilder.errors import CacheError, HostError
+from imagebuilder.process import Result
+
+ID = "1" * 64
+OTHER = "2" * 64
+
+
+class SyncRunner:
+    """Takes the one command that the store runs; ``look`` sees the folder as it is at that moment."""
+
+    def __init__(self, look: Callable[[Path], None] = lambda folder: None) -> None:
+        self.synced: list[str] = []
+        self._look = look
+
+    def run(self, argv: Sequence[str | Path], **options: Any) -> Result:
+        program, flag, folder = (os.fspath(word) for word in argv)
+        assert (program, flag, options) == ("sync", "-f", {})
+        self.synced.append(folder)
+        self._look(Path(folder))
+        return Result(argv=(program, flag, folder), returncode=0, stdout="", tail=(), seconds=0.0)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LayerStore:
+    return LayerStore(tmp_path / "cache", SyncRunner())
+
+
+def add(store: LayerStore, layer_id: str, *, used: float | None = None) -> Layer:
+    """Build a layer with one file in it, last used at the time ``used``."""
+    with store.building(layer_id) as folder:
+        assert folder is not None
+        (folder / "root/file").write_text(layer_id)
+        layer = store.commit(folder, {"name": "base", "id": layer_id})
+    if used is not None:
+        os.utime(layer.path / INFO, (used, used))
+    return layer
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_layer_holds_its_tree_its_volumes_and_its_info_and_nothing_else(store: LayerStore) -> None:
+    with store.building(ID) as folder:
+        assert folder is not None
+        assert names(folder) == ["root", "volumes"]
+        (folder / "root/file").write_text("content")
+        (folder / "work/work").mkdir(parents=True)
+        (folder / "apt.conf").write_text("not a part of it")
+        layer = store.commit(folder, {"name": "base", "id": ID})
+    assert names(layer.path) == [INFO, "root", "volumes"]
+    assert (layer.root / "file").read_text() == "content"
+    assert json.loads((layer.path / INFO).read_text()) == layer.info == {"name": "base", "id": ID}
+    assert names(store.staging) == []
+    assert store.get(ID) == layer
+
+
+def test_the_info_file_comes_last_then_the_sync_then_the_name(tmp_path: Path) -> None:
+    seen: list[tuple[list[str], bool]] = []
+    runner = SyncRunner(lambda folder: seen.append((names(folder), (tmp_path / "layers" / ID).exists())))
+    add(LayerStore(tmp_path, runner), ID)
+    assert seen == [([INFO, "root", "volumes"], False)]
+
+
+@pytest.mark.parametrize("error", [CacheError("sync failed"), KeyboardInterrupt()], ids=lambda e: type(e).__name__)
+def test_a_commit_that_breaks_off_leaves_no_layer(tmp_path: Path, error: BaseException) -> None:
+    def fail(folder: Path) -> None:
+        raise error
+
+    store = LayerStore(tmp_path, SyncRunner(fail))
+    with pytest.raises(type(error)):
+        add(store, ID)
+    assert store.get(ID) is None
+    assert names(store.layers) == names(store.staging) == []
+
+
+def test_a_build_that_fails_leaves_nothing(store: LayerStore) -> None:
+    with pytest.raises(ZeroDivisionError), store.building(ID) as folder:
+        assert folder is not None
+        (folder / "root/file").write_text("half")
+        raise ZeroDivisionError
+    assert names(store.layers) == names(store.staging) == []
+
+
+def test_what_is_there_is_not_built_again(store: LayerStore) -> None:
+    add(store, ID)
+    with store.building(ID) as folder:
+        assert folder is None
+    assert store.get(ID) is not None
+
+
+def test_a_folder_without_info_is_no_layer_and_makes_way(store: LayerStore) -> None:
+    (store.layers / ID / "root").mkdir(parents=True)
+    (store.layers / ID / "root/old").touch()
+    assert store.get(ID) is None
+    assert list(store) == []
+    assert names(add(store, ID).root) == ["file"]
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe", b"null", b"[]"], ids=["empty", "half", "bytes", "null", "list"])
+def test_a_broken_info_file_says_what_to_remove(store: LayerStore, text: bytes) -> None:
+    layer = add(store, ID)
+    (layer.path / INFO).write_bytes(text)
+    with pytest.raises(CacheError, match=INFO) as caught:
+        store.get(ID)
+    assert caught.value.hint == f"rm -r {layer.path}"
+    with pytest.raises(CacheError), store.building(ID):
+        pass
+    assert list(store) == []
+    shutil.rmtree(layer.path)  # what the hint says
+    assert store.get(ID) is None
+
+
+def test_using_a_layer_keeps_it_young_and_looking_does_not(store: LayerStore) -> None:
+    add(store, ID, used=100.0)
+    assert [layer.id for layer in store] == [ID]
+    assert store.get_quietly(ID) is not None
+    assert [layer.id for layer in store.unused_since(3600)] == [ID]
+    store.get(ID)
+    assert store.unused_since(3600) == []
+
+
+def test_the_longest_unused_come_first(store: LayerStore) -> None:
+    ids = [str(number) * 64 for number in range(4)]
+    for layer_id, used in zip(ids, (300.0, 100.0, 400.0, 200.0), strict=True):
+        add(store, layer_id, used=used)
+    assert [layer.id for layer in store] == [ids[1], ids[3], ids[0], ids[2]]
+    assert [layer.id for layer in store.unused_since(0)] == [ids[1], ids[3], ids[0], ids[2]]
+
+
+def test_a_layer_that_another_process_removes_meanwhile_is_passed_over(store: LayerStore) -> None:
+    add(store, ID, used=100.0)
+    gone = add(store, OTHER, used=200.0)
+    listing: Iterator[Layer] = iter(store)
+    assert next(listing).id == ID
+    store.remove(gone)
+    assert list(listing) == []
+
+
+def test_a_name_that_vanishes_while_the_store_is_listed_is_passed_over(
+    store: LayerStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(store, ID)
+    there = list(store.layers.glob(f"*/{INFO}"))
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [*there, store.layers / OTHER / INFO])
+    assert [layer.id for layer in store] == [ID]
+    assert store.unused_since(3600) == []
+
+
+def test_remove(store: LayerStore) -> None:
+    layer, other = add(store, ID), add(store, OTHER)
+    store.remove(layer)
+    store.remove(layer)  # by another process meanwhile
+    assert store.get(ID) is None
+    assert store.get(OTHER) == other
+    assert names(store.staging) == []
+    add(store, ID)
+
+
+def test_sweep_removes_what_the_dead_left_and_keeps_what_somebody_holds(tmp_path: Path) -> None:
+    store, another = (LayerStore(tmp_path, SyncRunner()) for _ in range(2))
+    (store.staging / "disk-of-a-killed-bake/out").mkdir(parents=True)
+    (store.staging / OTHER / "root").mkdir(parents=True)
+    (store.staging / "a-file").touch()
+    with store.building(ID) as folder:
+        assert folder is not None
+        another.sweep()  # flock(2) is per open file: a second store here is like one of another process
+        assert names(store.staging) == [ID]
+        with another.lock(ID, wait=False) as held:
+            assert not held
+        store.commit(folder, {"name": "base"})
+    with another.lock(ID, wait=False) as held:
+        assert held
+    assert names(store.layers) == [ID]
+
+
+def test_building_starts_empty_whatever_was_left_there(store: LayerStore) -> None:
+    (store.staging / ID / "root").mkdir(parents=True)
+    (store.staging / ID / "root/half").touch()
+    assert names(add(store, ID).root) == ["file"]
+
+
+def test_scratch_is_empty_and_does_not_stay(store: LayerStore) -> None:
+    (store.staging / "disk/old").mkdir(parents=True)
+    with pytest.raises(ZeroDivisionError), store.scratch("disk") as folder:
+        assert names(folder) == []
+        (folder / "disk.raw").touch()
+        raise ZeroDivisionError
+    assert names(store.staging) == []
+
+
+def test_a_cache_that_cannot_be_made_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CacheError, match="cannot be used: Not a directory") as caught:
+        LayerStore(tmp_path / "file", SyncRunner())
+    assert "--cache-dir" in caught.value.hint
+
+
+def test_remove_tree_stops_at_another_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mounted = tmp_path / "tree/below/mounted"
+    mounted.mkdir(parents=True)
+    (mounted / "precious").touch()
+    real = Path.lstat
+
+    def lstat(self: Path) -> Any:
+        return SimpleNamespace(st_dev=-1) if self == mounted else real(self)
+
+    monkeypatch.setattr(Path, "lstat", lstat)
+    with pytest.raises(HostError, match="another file system") as caught:
+        remove_tree(tmp_path / "tree")
+    assert caught.value.hint == f"umount {mounted}"
+    assert (mounted / "precious").exists()
+
+
+def test_remove_tree_follows_no_link(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/precious").touch()
+    (tmp_path / "tree/a").mkdir(parents=True)
+    (tmp_path / "tree/a/link").symlink_to(tmp_path / "outside")
+    (tmp_path / "tree/dangling").symlink_to("nowhere")
+    remove_tree(tmp_path / "tree")
+    remove_tree(tmp_path / "tree")  # not there: nothing to do
+    assert names(tmp_path) == ["outside"]
+    assert names(tmp_path / "outside") == ["precious"]
+
+
+def test_remove_tree_says_what_it_could_not_remove(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(layers.shutil, "rmtree", refuse)
+    with pytest.raises(HostError, match="Read-only file system") as caught:
+        remove_tree(tmp_path)
+    assert caught.value.hint == f"rm -r {tmp_path}"
+
+
+def test_remove_tree_waits_for_those_who_still_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a SIGKILL the last writes of a dying process can come while its tree is removed."""
+    real, left = layers.shutil.rmtree, [1, 2]
+
+    def rmtree(path: Path) -> None:
+        if left:
+            left.pop()
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+        real(path)
+
+    monkeypatch.setattr(layers.shutil, "rmtree", rmtree)
+    (tmp_path / "tree").mkdir()
+    remove_tree(tmp_path / "tree")
+    assert names(tmp_path) == []
+
+
+def test_disk_usage_counts_a_hard_link_once(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(bytes(1 << 20))
+    alone = disk_usage(tmp_path)
+    (tmp_path / "b").hardlink_to(tmp_path / "a")
+    assert disk_usage(tmp_path) == alone
