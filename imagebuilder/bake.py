@@ -26,7 +26,7 @@ from imagebuilder.model import FORMAT_VERSION, LockedPackage, plain
 from imagebuilder.plan import BuildPlan
 from imagebuilder.process import Runner
 from imagebuilder.resolve import Lock, Resolver
-from imagebuilder.sources.apt import make_repository
+from imagebuilder.sources.debs import make_repository
 
 NEW = ".new"  # name of the artifact beside its place, until it is whole
 LOGS_KEPT = 20  # bakes whose logs stay in the cache
@@ -90,7 +90,7 @@ def bake(plan: BuildPlan, *, options: BakeOptions, runner: Runner, progress: Pro
 
     # 2. the root tree
     def repository(packages: Sequence[LockedPackage], out: Path, stage: Stage) -> Path:
-        make_repository(packages, fetcher.packages(packages, plan, stage), plan.profile.suite, out, runner)
+        make_repository(packages, fetcher.packages(packages, plan, lock, stage), plan.profile.suite, out, runner)
         return out
 
     engine = DirectEngine(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from imagebuilder import resources
-from imagebuilder.content import content_id, sha256_file
+from imagebuilder.content import content_id, locked, sha256_file
 from imagebuilder.errors import UnreachableError, UnresolvableError
 from imagebuilder.events import Progress, Stage
 from imagebuilder.images import Compose, load_image
@@ -19,6 +19,7 @@ from imagebuilder.resolve import Lock, LockedImage, Taken
 from imagebuilder.sources import apt, gomodules, local
 from imagebuilder.sources.archive import inspect_archive
 from imagebuilder.sources.binaries import Binaries
+from imagebuilder.sources.debs import check_package
 from imagebuilder.sources.download import Downloader
 from imagebuilder.sources.oci import ComposeSpec, compose
 from imagebuilder.sources.registry import Registry
@@ -71,7 +72,7 @@ class Fetcher:
             images=tuple(self._image(image, plan, lock) for image in lock.images),
         )
 
-    def packages(self, packages: Sequence[LockedPackage], plan: BuildPlan, stage: Stage) -> Path:
+    def packages(self, packages: Sequence[LockedPackage], plan: BuildPlan, lock: Lock, stage: Stage) -> Path:
         """Return the folder that holds these packages' files, fetched where missing.
 
         Raises:
@@ -88,8 +89,9 @@ class Fetcher:
             name=profile.name, suite=profile.suite, arch=profile.arch, components=profile.bootstrap.components,
             keyring=profile.bootstrap.keyring, mirror=plan.request.mirrors.get(profile.name, ""),
         )  # fmt: skip
-        folder = apt.AptFolder(self.cache / "apt" / apt.folder_key(archive), archive, self.runner)
-        folder.fetch(packages, store, stage, self.log)
+        folder = apt.AptFolder(self.cache / "apt" / lock.apt_folder, archive, self.runner)
+        with locked(self.cache / "locks" / "debs"):
+            folder.fetch(packages, store, stage, self.log)
         return store
 
     def _payload(self, name: str, taken: Taken, plan: BuildPlan) -> Path | None:
@@ -123,7 +125,7 @@ class Fetcher:
         with self.progress.stage(f"image:{image.reference}", f"Image {image.reference}") as stage:
             stage.cached = path.is_file()
             if not stage.cached and data is not None and data.compose is not None:
-                self._compose(image, data.compose, packages, plan, path, stage)
+                self._compose(image, data.compose, packages, plan, lock, path, stage)
             elif not stage.cached:
                 Registry(self.downloader, mirrors=plan.request.mirrors).pull(
                     image.source, plan.cell.arch, path, on_progress=lambda done, all_: stage.update(done, all_, "B")
@@ -131,10 +133,10 @@ class Fetcher:
         return Archive(id=archive_id, path=path, reference=image.reference)
 
     def _compose(
-        self, image: LockedImage, recipe: Compose, packages: Sequence[LockedPackage], plan: BuildPlan, out: Path,
-        stage: Stage,
+        self, image: LockedImage, recipe: Compose, packages: Sequence[LockedPackage], plan: BuildPlan, lock: Lock,
+        out: Path, stage: Stage,
     ) -> None:  # fmt: skip
-        store = self.packages(packages, plan, stage)
+        store = self.packages(packages, plan, lock, stage)
         spec = ComposeSpec(
             reference=image.reference, entrypoint=recipe.entrypoint, cmd=recipe.cmd, user=recipe.user,
             arch=plan.cell.arch,
@@ -142,7 +144,7 @@ class Fetcher:
         with tempfile.TemporaryDirectory(prefix="imagebuilder-image-") as scratch:
             tree = Path(scratch) / "tree"
             for package in packages:
-                apt.check_package(store / package.filename, package)
+                check_package(store / package.filename, package)
                 self.runner.run(["dpkg-deb", "--extract", store / package.filename, tree], log=self.log)
             files = [(item.target, _inside(tree, item.source), int(item.mode, 8)) for item in recipe.files]
             for number, text in enumerate(recipe.texts):

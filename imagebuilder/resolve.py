@@ -15,7 +15,7 @@ from pathlib import Path
 
 from imagebuilder import resources
 from imagebuilder.compat import minor_of, parse_version
-from imagebuilder.content import canonical_json, content_id, write_atomic
+from imagebuilder.content import canonical_json, content_id, locked, write_atomic
 from imagebuilder.errors import ImagebuilderError, UnreachableError, UnresolvableError, UsageError
 from imagebuilder.events import Progress, Stage
 from imagebuilder.images import ImageData, load_image
@@ -77,6 +77,7 @@ class Lock:
         epoch: date of the newest package index, in seconds since 1970: the time of all that is built.
         packages: exact packages per layer, and for ``tools`` and ``images``.
         apt_sources: the image's own sources.list.
+        apt_folder: name of the apt folder that has all of the packages.
         notes: for people: which sources were given up, and why.
     """
 
@@ -86,6 +87,7 @@ class Lock:
     pause: LockedImage
     images: tuple[LockedImage, ...]
     apt_sources: str
+    apt_folder: str
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -131,7 +133,8 @@ class Resolver:
                     "--offline: nothing is known yet about this plan",
                     hint="run it once without --offline",
                 )
-            lock = _Asking(self, plan, stage).lock(images)
+            with locked(self.cache / "locks" / "resolve"):
+                lock = _Asking(self, plan, stage).lock(images)
             write_atomic(path, canonical_json(plain(lock)))
             return lock
 
@@ -189,11 +192,11 @@ class _Asking:
             name=profile.name, suite=profile.suite, arch=profile.arch, components=profile.bootstrap.components,
             keyring=profile.bootstrap.keyring, mirror=mirrors.get(profile.name, ""),
         )  # fmt: skip
-        # A folder of its own while it is used: another bake may be at work beside this one.
         self._folder = apt.AptFolder(resolver.cache / "apt" / apt.folder_key(archive), archive, resolver.runner)
 
     def lock(self, images: Sequence[ImageRequest]) -> Lock:
-        self._folder.update(self._with.log)
+        if self._with.refresh or self._folder.age() > MAX_AGE:
+            self._folder.update(self._with.log)
         epoch = self._folder.epoch()
         taken = {name: self._take(name) for name in self._plan.sources}
         pause_file = resources.folder("components") / "images/pause.toml"
@@ -208,6 +211,7 @@ class _Asking:
         return Lock(
             epoch=epoch,
             apt_sources=self._folder.default_sources(),
+            apt_folder=self._folder.path.name,
             taken=taken,
             packages=packages,
             pause=pause,
@@ -301,7 +305,7 @@ class _Asking:
             name=name, uri=uri, suite=repository.suite, components=repository.components, key_url=key_url,
             fingerprint=fingerprint,
         )  # fmt: skip
-        self._folder.add(extra, self._with.downloader, self._with.log)
+        self._folder = self._folder.adding(extra, self._with.downloader, self._with.log)
         self._added.add(name)
 
     def _image(self, request: ImageRequest) -> LockedImage:

@@ -9,15 +9,15 @@ from imagebuilder import process
 from imagebuilder.direct.sandbox import namespaces
 from imagebuilder.events import Stage
 from imagebuilder.model import LockedPackage
-from imagebuilder.process import Runner
+from imagebuilder.process import Runner, pasteable
 
-# Manuals, translations and documents are of no use on a node; licences stay.
+# Manuals, translations and documents are of no use on a node; licences stay. The step base/25-no-documents removes
+# what the first packages bring: mmdebstrap would filter those with a Python program, which costs ten seconds.
 EXCLUDES = ("/usr/share/man/*", "/usr/share/locale/*", "/usr/share/doc/*", "/usr/share/info/*")
 INCLUDES = ("/usr/share/doc/*/copyright", "/usr/share/locale/locale.alias")
-DPKG_OPTIONS = (
-    "force-unsafe-io", "force-confold", "force-confdef",
-    *(f"path-exclude={path}" for path in EXCLUDES), *(f"path-include={path}" for path in INCLUDES),
-)  # fmt: skip
+FORCE = ("force-unsafe-io", "force-confold", "force-confdef")
+CONFIG = "/etc/dpkg/dpkg.cfg.d/90imagebuilder"
+DPKG_OPTIONS = (*FORCE, *(f"path-exclude={path}" for path in EXCLUDES), *(f"path-include={path}" for path in INCLUDES))
 
 
 def bootstrap(
@@ -53,7 +53,9 @@ def bootstrap(
         "--skip=check/empty,download/empty", f"--architectures={arch}",
         f"--include={','.join(package.name for package in packages)}",
         *(f"--aptopt={line}" for line in ('APT::Install-Recommends "false"', "Dpkg::Use-Pty 0")),
-        *(f"--dpkgopt={option}" for option in DPKG_OPTIONS),
+        *(f"--dpkgopt={option}" for option in FORCE),
+        # Between the first packages and the others.
+        f"--essential-hook=printf '%s\\n' {pasteable(DPKG_OPTIONS)} > \"$1{CONFIG}\"",
         suite, str(root), f"deb [trusted=yes] copy:{repository} ./",
     ]  # fmt: skip
     done = 0
@@ -66,3 +68,4 @@ def bootstrap(
 
     # INITRD=No: initramfs-tools makes none while packages are configured; the last step makes it, once.
     runner.run(argv, env={"INITRD": "No"}, log=log, on_line=count, timeout=1800)
+    (root / CONFIG.lstrip("/")).unlink()

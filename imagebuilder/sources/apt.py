@@ -7,15 +7,17 @@ settings is left out. Signatures and hashes are checked by apt itself; every fil
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
+import time
 import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from imagebuilder import process
-from imagebuilder.content import content_id, fsync_directory, sha256_file, write_atomic
+from imagebuilder.content import content_id, fsync_directory, write_atomic
 from imagebuilder.errors import (
     CommandError,
     ImagebuilderError,
@@ -26,8 +28,10 @@ from imagebuilder.errors import (
 from imagebuilder.events import Stage
 from imagebuilder.model import LockedPackage
 from imagebuilder.process import Runner
+from imagebuilder.sources.debs import check_package, present
 from imagebuilder.sources.download import Downloader
 
+UPDATED, CONFIG, SOLVED = "imagebuilder-updated", "imagebuilder-apt.conf", "imagebuilder-solved"  # our files in it
 CONNECT_SECONDS = 5  # then a mirror counts as out of reach
 KEY_LIMIT = 1 << 20  # bytes of a signing key file; real ones have a few KiB
 PACKAGE_LIMIT = 1 << 30  # bytes of one package; the largest that we meet (a kernel) has 110 MiB
@@ -98,6 +102,13 @@ class AptFolder:
     def __init__(self, path: Path, archive: Archive, runner: Runner) -> None:
         self.path, self._archive, self._runner = path, archive, runner
 
+    def age(self) -> float:
+        """Return the seconds since the indexes were fetched; infinite when they never were."""
+        try:
+            return max(0.0, time.time() - (self.path / UPDATED).stat().st_mtime)
+        except OSError:
+            return math.inf
+
     def update(self, log: Path) -> None:
         """Make the folder anew with fresh, verified indexes.
 
@@ -119,16 +130,25 @@ class AptFolder:
         aside.parent.mkdir(parents=True, exist_ok=True)
         with explained(archive.mirror or f"the default mirror of {archive.suite}"):
             self._runner.run(argv, log=log, timeout=300)
+        (aside / UPDATED).touch()
         shutil.rmtree(self.path, ignore_errors=True)
         aside.rename(self.path)
 
-    def add(self, repository: ExtraRepository, downloader: Downloader, log: Path) -> None:
-        """Add a repository, after its key proved to be the expected one, and fetch its indexes.
+    def adding(self, repository: ExtraRepository, downloader: Downloader, log: Path) -> AptFolder:
+        """Return a copy of the folder that has one more repository, after its key proved to be the expected one.
 
         Raises:
             UnreachableError, UntrustedError: as in :meth:`update`.
         """
         key = downloader.get_bytes(repository.key_url, max_size=KEY_LIMIT).body
+        name = f"{self.path.name}-{repository.name}-{content_id([repository.uri, repository.suite])[:12]}"
+        copy = AptFolder(self.path.with_name(name), self._archive, self._runner)
+        shutil.rmtree(copy.path, ignore_errors=True)
+        shutil.copytree(self.path, copy.path, symlinks=True, ignore=shutil.ignore_patterns(CONFIG, SOLVED))
+        copy._add(repository, key, log)
+        return copy
+
+    def _add(self, repository: ExtraRepository, key: bytes, log: Path) -> None:
         keyring = self.path / "etc/apt/keyrings" / f"{repository.name}.asc"
         write_atomic(keyring, key)
         self._check_key(keyring, repository)
@@ -141,12 +161,8 @@ class AptFolder:
             "-o", f"Dir::Etc::sourcelist={listed.resolve()}", "-o", "Dir::Etc::sourceparts=-",
             "-o", "APT::Get::List-Cleanup=0", "-o", "APT::Update::Error-Mode=any",
         ]  # fmt: skip
-        try:
-            with explained(repository.uri):
-                self._apt(["apt-get", *only, "update"], log=log)
-        except ImagebuilderError:
-            listed.unlink()
-            raise
+        with explained(repository.uri):
+            self._apt(["apt-get", *only, "update"], log=log)
 
     def solve(self, names: Sequence[str]) -> tuple[LockedPackage, ...]:
         """Return the exact packages that installing ``names`` into an empty root would bring, sorted by name.
@@ -154,9 +170,14 @@ class AptFolder:
         Raises:
             UnresolvableError: a name is unknown, or their dependencies contradict each other.
         """
+        memory = self.path / SOLVED / content_id(list(names))  # as old as the indexes: update() makes a new folder
+        if memory.is_file():
+            return parse_uris(memory.read_text("utf-8"))
         with explained(f"the archive of {self._archive.suite}"):
             result = self._apt(["apt-get", "-qq", "-y", "--print-uris", "install", *names], capture=True)
-        return parse_uris(result.stdout)
+        packages = parse_uris(result.stdout)
+        write_atomic(memory, result.stdout)
+        return packages
 
     def find(self, names: Sequence[str]) -> tuple[LockedPackage, ...]:
         """Return the newest of each named package, without its dependencies.
@@ -176,7 +197,7 @@ class AptFolder:
             UnreachableError: the mirror does not answer, or no longer has the version.
         """
         store.mkdir(parents=True, exist_ok=True)
-        missing = [package for package in packages if not _present(store / package.filename, package.size)]
+        missing = [package for package in packages if not present(store / package.filename, package.size)]
         if not missing:
             return
         aside = store / ".incoming"
@@ -237,7 +258,7 @@ class AptFolder:
         return lines
 
     def _apt(self, argv: Sequence[str], **options: object) -> process.Result:
-        config = self.path / "imagebuilder-apt.conf"
+        config = self.path / CONFIG
         if not config.exists():
             root = self.path.resolve()
             settings = [
@@ -308,47 +329,6 @@ def parse_uris(output: str) -> tuple[LockedPackage, ...]:
     return tuple(sorted(packages, key=lambda package: (package.name, package.arch)))
 
 
-def check_package(path: Path, package: LockedPackage) -> None:
-    """Check that a file is the locked package.
-
-    Raises:
-        UntrustedError: it is missing or not the one.
-    """
-    if not _present(path, package.size) or sha256_file(path) != package.sha256:
-        path.unlink(missing_ok=True)
-        raise UntrustedError(
-            f"{package.filename} is not the file that the lock names",
-            context=f"expected sha256 {package.sha256}, {package.size} bytes, from {package.uri}",
-            hint="run the command again: the file was removed and will be fetched anew",
-        )
-
-
-def make_repository(packages: Sequence[LockedPackage], store: Path, suite: str, out: Path, runner: Runner) -> None:
-    """Write a flat, local apt repository of exactly these packages into the empty folder ``out``.
-
-    The files are hard links into ``store``; each is checked before. It needs no signature: nothing else writes there.
-
-    Raises:
-        UntrustedError: a file in the store is not the locked one.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    stanzas = []
-    for package in packages:
-        source = store / package.filename
-        check_package(source, package)
-        _link(source, out / package.filename)
-        control = runner.run(["dpkg-deb", "--field", source], capture=True).stdout
-        stanzas.append(
-            f"{control.rstrip()}\nFilename: ./{package.filename}\nSize: {package.size}\nSHA256: {package.sha256}\n"
-        )
-    index = "\n".join(stanzas)
-    write_atomic(out / "Packages", index)
-    release = (
-        f"Suite: {suite}\nCodename: {suite}\nSHA256:\n {sha256_file(out / 'Packages')} {len(index.encode())} Packages\n"
-    )
-    write_atomic(out / "Release", release)
-
-
 class explained:  # noqa: N801 - used as a word: "with explained(mirror)"
     """Turns apt's failures into errors that say what happened; ``who`` is the archive or its address."""
 
@@ -371,17 +351,6 @@ def _relevant(context: str) -> str:
     """Keep apt's own error lines: what it says of progress tells nothing."""
     lines = [line for line in context.splitlines() if re.match(r"[EWN]: |Err:|  ", line)]
     return "\n".join(lines[-8:]) or context
-
-
-def _present(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        target.hardlink_to(source)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(source, target)
 
 
 def _epoch(date: str) -> int:

@@ -3,6 +3,7 @@
 # why: Debian ships a hundred for desktop and build programs, unconfined or complaining; parsing them delays every boot
 # families: debian
 # phase: build
+# uses: services/apparmor
 . "${IB_PROVISION:?}/lib.sh"
 
 mkdir -p /etc/apparmor.d/disable
@@ -12,3 +13,5 @@ for profile in /etc/apparmor.d/*; do
         ln -sfn "../${profile##*/}" "/etc/apparmor.d/disable/${profile##*/}"
     fi
 done
+
+service_install apparmor

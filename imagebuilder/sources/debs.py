@@ -1,0 +1,68 @@
+"""Package files on disk: checks them against the lock, and makes a local repository of exactly these."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from imagebuilder.content import sha256_file, write_atomic
+from imagebuilder.errors import UntrustedError
+from imagebuilder.model import LockedPackage
+from imagebuilder.process import Runner
+
+WORKERS = 2  # dpkg-deb is started once for each package: as many at a time as small machines have cores
+
+
+def present(path: Path, size: int) -> bool:
+    """Return whether a file is there, whole: its hash is not read."""
+    return path.is_file() and path.stat().st_size == size
+
+
+def check_package(path: Path, package: LockedPackage) -> None:
+    """Check that a file is the locked package.
+
+    Raises:
+        UntrustedError: it is missing or not the one.
+    """
+    if not present(path, package.size) or sha256_file(path) != package.sha256:
+        path.unlink(missing_ok=True)
+        raise UntrustedError(
+            f"{package.filename} is not the file that the lock names",
+            context=f"expected sha256 {package.sha256}, {package.size} bytes, from {package.uri}",
+            hint="run the command again: the file was removed and will be fetched anew",
+        )
+
+
+def make_repository(packages: Sequence[LockedPackage], store: Path, suite: str, out: Path, runner: Runner) -> None:
+    """Write a flat, local apt repository of exactly these packages into the empty folder ``out``.
+
+    The files are hard links into ``store``; each is checked before. It needs no signature: nothing else writes there.
+
+    Raises:
+        UntrustedError: a file in the store is not the locked one.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+
+    def stanza(package: LockedPackage) -> str:
+        source = store / package.filename
+        check_package(source, package)
+        _link(source, out / package.filename)
+        control = runner.run(["dpkg-deb", "--field", source], capture=True).stdout
+        return f"{control.rstrip()}\nFilename: ./{package.filename}\nSize: {package.size}\nSHA256: {package.sha256}\n"
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        index = "\n".join(pool.map(stanza, packages))
+    write_atomic(out / "Packages", index)
+    release = (
+        f"Suite: {suite}\nCodename: {suite}\nSHA256:\n {sha256_file(out / 'Packages')} {len(index.encode())} Packages\n"
+    )
+    write_atomic(out / "Release", release)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
