@@ -62,7 +62,7 @@ def write_disk(
         ArtifactError: the root tree has no kernel, or more than one.
     """
     layout = gpt.layout(spec.size, spec.seed, arch=spec.arch)
-    folders = {name: work / name for name in ("mnt", "out", "upper", "work", "tools-upper", "tools-work")}
+    folders = {name: work / name for name in ("mnt", "out", "out-work", "empty", "upper", "work", "tools-upper", "tools-work")}
     for folder in folders.values():
         folder.mkdir(parents=True)
     write_boot_files(folders["upper"], spec, layout, find_kernel(layers))
@@ -72,7 +72,7 @@ def write_disk(
     mounts: list[Mount] = [
         _stack(tools, "/", folders["tools-upper"], folders["tools-work"]),
         _stack(layers, "/image", folders["upper"], folders["work"]),
-        Bind(source=folders["out"], target="/work", writable=True),
+        Overlay(lower=[folders["empty"]], upper=folders["out"], work=folders["out-work"], target="/work"),
         Bind(source=SCRIPT, target="/run/write-disk.sh"),
         *volume_mounts(layers[-1], "/image"),
     ]

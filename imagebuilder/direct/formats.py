@@ -50,7 +50,7 @@ def _write_raw(raw: Path, out: Path, on_progress: OnProgress | None = None) -> N
 
 
 def _write_qcow2(raw: Path, out: Path, on_progress: OnProgress | None = None) -> None:
-    """Compress the disk at a level that costs little more time than the fastest."""
+    """Compress the disk at the fastest level: the next one takes half as much again for 4% less."""
     write_qcow2(raw, out, on_progress=on_progress)
 
 

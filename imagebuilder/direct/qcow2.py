@@ -88,7 +88,7 @@ class Header:
 
 
 def write_qcow2(
-    raw: Path, out: Path, *, level: int = 3, threads: int = 2, on_progress: OnProgress | None = None
+    raw: Path, out: Path, *, level: int = 1, threads: int = 2, on_progress: OnProgress | None = None
 ) -> None:
     """Write a sparse raw disk as a compressed qcow2 image; the file appears under its name only when whole.
 

@@ -21,7 +21,8 @@ while [ "$1" != -- ]; do
     case $1 in
         overlay)
             mkdir -p "$root/${2#/}"
-            mount -t overlay -o "lowerdir=$3,upperdir=$4,workdir=$5" overlay "$root/${2#/}"
+            # volatile: fsync in there is free. What is kept of it is synced as a whole when a layer is committed.
+            mount -t overlay -o "lowerdir=$3,upperdir=$4,workdir=$5,volatile" overlay "$root/${2#/}"
             shift 5
             ;;
         overlay-ro)
