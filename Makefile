@@ -18,7 +18,7 @@ test: lint
 	$(BIN)/pytest
 
 bench: setup
-	$(BIN)/python bench/bench.py
+	$(BIN)/python -m bench.bench
 
 docs: setup
 	$(BIN)/imagebuilder docs errors > docs/errors.md

@@ -76,6 +76,41 @@ class Compat(Strict):
             )
         return self.kubernetes[name]
 
+    def newest_minor_for(self, containerd_version: str) -> str:
+        """Return the newest Kubernetes minor that runs with this containerd.
+
+        Raises:
+            IncompatibleError: none does.
+        """
+        for name in reversed(self.minors()):
+            if containerd_version in self.kubernetes[name].containerd:
+                return name
+        oldest = self.minors()[0]
+        raise IncompatibleError(
+            f"no known Kubernetes runs with containerd {containerd_version}",
+            hint=f"take containerd {self.kubernetes[oldest].containerd} (Kubernetes {oldest})",
+        )
+
+    def check(self, kubernetes_version: str, containerd_version: str) -> None:
+        """Refuse a pair that cannot run together; the hint names the nearest good one.
+
+        Raises:
+            IncompatibleError: the pair is bad.
+            UsageError: the Kubernetes minor is not known.
+        """
+        wanted = self.minor(kubernetes_version).containerd
+        if containerd_version in wanted:
+            return
+        good = [name for name in self.minors() if containerd_version in self.kubernetes[name].containerd]
+        hint = f"take containerd {wanted}"
+        if good:
+            minor = min(good, key=lambda name: _distance(name, minor_of(kubernetes_version)))
+            hint = f"--kubernetes {minor} runs with containerd {containerd_version}; or {hint}"
+        raise IncompatibleError(
+            f"Kubernetes {kubernetes_version} needs containerd {wanted}; this image has {containerd_version}",
+            hint=hint,
+        )
+
 
 def parse_version(text: str) -> Version:
     """Return the numbers of a version; ``v``, an epoch and Debian's suffixes are left out.
@@ -119,42 +154,13 @@ def _load(folder: Path) -> Compat:
 
 
 def newest_minor_for(containerd_version: str, *, folder: Path | None = None) -> str:
-    """Return the newest Kubernetes minor that runs with this containerd.
-
-    Raises:
-        IncompatibleError: none does.
-    """
-    compat = load_compat(folder=folder)
-    for name in reversed(compat.minors()):
-        if containerd_version in compat.kubernetes[name].containerd:
-            return name
-    oldest = compat.kubernetes[compat.minors()[0]]
-    raise IncompatibleError(
-        f"no known Kubernetes runs with containerd {containerd_version}",
-        hint=f"take containerd {oldest.containerd} (Kubernetes {compat.minors()[0]})",
-    )
+    """Return the newest Kubernetes minor that runs with this containerd; see :meth:`Compat.newest_minor_for`."""
+    return load_compat(folder=folder).newest_minor_for(containerd_version)
 
 
 def check(kubernetes_version: str, containerd_version: str, *, folder: Path | None = None) -> None:
-    """Refuse a pair that cannot run together; the hint names the nearest good one.
-
-    Raises:
-        IncompatibleError: the pair is bad.
-        UsageError: the Kubernetes minor is not known.
-    """
-    compat = load_compat(folder=folder)
-    wanted = compat.minor(kubernetes_version).containerd
-    if containerd_version in wanted:
-        return
-    good = [name for name in compat.minors() if containerd_version in compat.kubernetes[name].containerd]
-    hint = f"take containerd {wanted}"
-    if good:
-        minor = min(good, key=lambda name: _distance(name, minor_of(kubernetes_version)))
-        hint = f"--kubernetes {minor} runs with containerd {containerd_version}; or {hint}"
-    raise IncompatibleError(
-        f"Kubernetes {kubernetes_version} needs containerd {wanted}; this image has {containerd_version}",
-        hint=hint,
-    )
+    """Refuse a pair that cannot run together; see :meth:`Compat.check`."""
+    load_compat(folder=folder).check(kubernetes_version, containerd_version)
 
 
 def _distance(one: str, other: str) -> int:

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from imagebuilder.strict import Strict, Strings, expand, label, read_toml, validate
 
@@ -46,6 +46,12 @@ class ImageData(Strict):
         description="Kinds of source, in the order in which they are tried.", strict=False, min_length=1
     )
     compose: Compose | None = Field(default=None, description="How to compose it.")
+
+    @model_validator(mode="after")
+    def _composed(self) -> ImageData:
+        if "compose" in self.sources and self.compose is None:
+            raise ValueError('sources names "compose", but there is no [compose] table')
+        return self
 
 
 @cache

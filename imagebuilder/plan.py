@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from imagebuilder.compat import Compat, check, minor_of, newest_minor_for, parse_version
+from imagebuilder.compat import Compat, minor_of
 from imagebuilder.content import content_id
-from imagebuilder.errors import ImagebuilderError, UsageError
+from imagebuilder.errors import UsageError
 from imagebuilder.model import FORMAT_VERSION, LAYERS, BuildRequest, Cell, plain
 from imagebuilder.profiles import Component, Profile, Repository
 from imagebuilder.steps import Step, select
@@ -140,9 +140,9 @@ def plan(
     sources = choose_sources(profile, request.sources)
     docker = sources["docker"][0]
     containerd = profile.containerd_version(docker)
-    kubernetes = request.kubernetes or newest_minor_for(containerd)
+    kubernetes = request.kubernetes or compat.newest_minor_for(containerd)
     known = compat.minor(kubernetes)
-    check(kubernetes, containerd)
+    compat.check(kubernetes, containerd)
     minor = minor_of(kubernetes)
     return BuildPlan(
         id=f"{cell}-k{minor}",
@@ -302,11 +302,3 @@ def cells(profiles: Sequence[Profile], targets: Sequence[Target]) -> Iterator[tu
         for target in targets:
             cell = Cell(os=profile.name, release=profile.release, arch=profile.arch, target=target.name)
             yield cell, {name: why_not(engine, profile, target) for name, engine in ENGINES.items()}
-
-
-def newest(versions: Sequence[str]) -> str:
-    """Return the newest of some versions, or an empty string."""
-    try:
-        return max(versions, key=parse_version, default="")
-    except ImagebuilderError:
-        return ""

@@ -10,16 +10,16 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from imagebuilder import resources
-from imagebuilder.compat import minor_of, parse_version
+from imagebuilder.compat import load_compat, minor_of, parse_version
 from imagebuilder.content import canonical_json, content_id, locked, write_atomic
 from imagebuilder.errors import ImagebuilderError, UnreachableError, UnresolvableError, UsageError
 from imagebuilder.events import Progress, Stage
 from imagebuilder.images import ImageData, load_image
-from imagebuilder.model import FORMAT_VERSION, LockedFile, LockedPackage, plain
+from imagebuilder.model import FORMAT_VERSION, LockedFile, LockedPackage, ModuleBuild, plain
 from imagebuilder.plan import BELOW, FILE_SOURCE, BuildPlan
 from imagebuilder.process import Runner
 from imagebuilder.sources import apt, gomodules
@@ -123,8 +123,7 @@ class Resolver:
             UnresolvableError, UntrustedError: a source answered, but not with what is needed.
         """
         images = [image_data(text, plan) for text in plan.request.images]
-        key = content_id([FORMAT_VERSION, plan.as_data(), dict(plan.request.mirrors), [plain(i) for i in images]])
-        path = self.cache / "resolved" / f"{key}.json"
+        path = self.cache / "resolved" / f"{_question(plan, images)}.json"
         with self.progress.stage("resolve", "Asking for versions") as stage:
             if lock := self._remembered(path, stage):
                 return lock
@@ -150,9 +149,34 @@ class Resolver:
             lock = TypeAdapter(Lock).validate_json(path.read_bytes())
         except ValidationError:
             return None  # of another version of this program
+        if any(taken.module and _module(taken.module).version != taken.version for taken in lock.taken.values()):
+            return None  # the wrapper modules are newer than this answer
         stage.cached = True
         stage.summary = f"Versions as found {age / 60:.0f} min ago (--refresh asks again)"
         return lock
+
+
+def _question(plan: BuildPlan, images: Sequence[ImageRequest]) -> str:
+    """Return the content id of all that an answer depends on, apart from what the sources have."""
+    request = plan.request
+    folders = [
+        Path(kind.partition(":")[2], program)
+        for name, kinds in plan.sources.items()
+        for kind in kinds
+        if kind.startswith(f"{FILE_SOURCE}:")
+        for program in plan.component(name).programs
+    ]
+    stats = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in folders if path.is_file()]
+    return content_id(
+        [
+            FORMAT_VERSION, plan.as_data(), plain(plan.profile), dict(request.mirrors), dict(request.keys),
+            [plain(image) for image in images], stats,
+        ]
+    )  # fmt: skip
+
+
+def _module(name: str) -> ModuleBuild:
+    return gomodules.load_module(resources.folder("components"), name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,11 +227,9 @@ class _Asking:
         pause = self._image(ImageRequest(text=str(pause_file), data=load_image(pause_file, self._plan.pause_image)))
         locked = tuple(self._image(image) for image in images)
         packages = self._packages(taken, [pause, *locked])
-        kubernetes = taken["kubernetes"]
-        if not kubernetes.version:
-            version = next((p.version for p in packages["kubernetes"] if p.name == "kubelet"), "")
-            version = ".".join(map(str, parse_version(version))) if version else ""
-            taken["kubernetes"] = replace(kubernetes, version=version)
+        found = {package.name: package.version for package in packages["runtime"]}
+        if containerd := found.get("containerd", found.get("containerd.io", "")):  # the plan knew the profile's only
+            load_compat().check(taken["kubernetes"].version, containerd)
         return Lock(
             epoch=epoch,
             apt_sources=self._folder.default_sources(),
@@ -248,7 +270,7 @@ class _Asking:
             return self._ask_folder(name, kind)
         if kind == "go-modules":
             module = component.module_for(self._plan.kubernetes_minor)
-            build = gomodules.load_module(resources.folder("components"), module)
+            build = _module(module)
             if name == "kubernetes":
                 self._wanted(build.version, "the wrapper module builds")
             return Taken(kind=kind, version=build.version, module=module)
@@ -261,9 +283,13 @@ class _Asking:
             names = self._plan.profile.runtime_packages(kind)
         if name == "kubernetes" and self._plan.kubernetes.count(".") == 2:
             names = tuple(f"{package}={self._plan.kubernetes}-*" for package in names)
+        version = ""
         if kind in REPOSITORY_OF:  # the distribution's own are asked for with all the rest
-            self._folder.find(names)
-        return Taken(kind=kind, packages=tuple(names))
+            found = {package.name: package.version for package in self._folder.find(names)}
+            if "kubelet" in found:
+                version = ".".join(map(str, parse_version(found["kubelet"])))
+                self._wanted(version, f"{repository} has kubelet")
+        return Taken(kind=kind, version=version, packages=tuple(names))
 
     def _ask_folder(self, name: str, kind: str) -> Taken:
         version = ""
@@ -333,7 +359,7 @@ class _Asking:
     ) -> dict[str, tuple[LockedPackage, ...]]:
         plan, profile = self._plan, self._plan.profile
         wanted = {layer.name: list(layer.packages) for layer in plan.layers}
-        wanted["runtime"] = [name for name in wanted["runtime"] if name not in taken["docker"].packages]
+        wanted["runtime"] = []  # the plan has those of docker's first source; taken has those of the one that answered
         for name, source in taken.items():
             wanted[LAYER_OF[name]] += source.packages
         roots: dict[str, tuple[str, ...]] = {"base": ("?essential", "apt", *wanted["base"])}

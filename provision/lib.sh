@@ -29,6 +29,7 @@ put() {
 render() {
     render_script=""
     render_file="${IB_PROVISION:?}/files/$1"
+    [ -f "$render_file" ] || die "there is no file $1 to fill in"
     shift
     for pair in "$@"; do
         value=$(printf '%s' "${pair#*=}" | sed 's/[\\|&]/\\&/g')

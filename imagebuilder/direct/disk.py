@@ -20,6 +20,7 @@ from imagebuilder.process import Runner
 
 SCRIPT = Path(__file__).with_name("write-disk.sh")
 VOLUMES = {"containerd": "/var/lib/containerd"}  # where an overlay cannot be: containerd makes overlays of its own
+FOLDERS = ("mnt", "out", "out-work", "empty", "upper", "work", "tools-upper", "tools-work")  # of one disk's scratch
 SERIAL = "serial --unit=0 --speed=115200\nterminal_input serial console\nterminal_output serial console\n"
 
 
@@ -62,7 +63,9 @@ def write_disk(
         ArtifactError: the root tree has no kernel, or more than one.
     """
     layout = gpt.layout(spec.size, spec.seed, arch=spec.arch)
-    folders = {name: work / name for name in ("mnt", "out", "out-work", "empty", "upper", "work", "tools-upper", "tools-work")}
+    folders = {
+        name: work / name for name in ("mnt", "out", "out-work", "empty", "upper", "work", "tools-upper", "tools-work")
+    }
     for folder in folders.values():
         folder.mkdir(parents=True)
     write_boot_files(folders["upper"], spec, layout, find_kernel(layers))

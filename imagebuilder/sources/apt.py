@@ -35,6 +35,8 @@ UPDATED, CONFIG, SOLVED = "imagebuilder-updated", "imagebuilder-apt.conf", "imag
 CONNECT_SECONDS = 5  # then a mirror counts as out of reach
 KEY_LIMIT = 1 << 20  # bytes of a signing key file; real ones have a few KiB
 PACKAGE_LIMIT = 1 << 30  # bytes of one package; the largest that we meet (a kernel) has 110 MiB
+OTHER_MIRROR = "name another mirror with --mirror"
+ASK_AGAIN = "run the command again with --refresh: it asks for versions anew"
 
 # What apt says, and what it means; the first that matches is taken. The texts are those of apt 2.6 to 3.0.
 MEANINGS: tuple[tuple[type[ImagebuilderError], str, str, str], ...] = (
@@ -42,12 +44,13 @@ MEANINGS: tuple[tuple[type[ImagebuilderError], str, str, str], ...] = (
         UntrustedError,
         r"Hash Sum mismatch|unexpected size|Hashes of (expected|received)",
         "sent a file whose hash is not the one in its signed index",
-        "try again later, or another mirror with --mirror",
+        f"try again later, or {OTHER_MIRROR}",
     ),
     (
         UntrustedError,
         r"NO_PUBKEY|BADSIG|EXPKEYSIG|REVKEYSIG|is not signed|invalid signature|not.* valid yet|Clearsigned file"
-        r"|signatures couldn't be verified|Missing key|does not verify|is expired",
+        r"|signatures couldn't be verified|Missing key|does not verify|is expired"
+        r"|signature verification failed|Message has been manipulated|bin/sqv returned an error",
         "has an index without a valid signature",
         "check the mirror, its key, and this machine's clock",
     ),
@@ -60,10 +63,20 @@ MEANINGS: tuple[tuple[type[ImagebuilderError], str, str, str], ...] = (
     (
         UnreachableError,
         r"Could not (resolve|connect)|Unable to connect|Connection (failed|timed out|refused|reset)"
-        r"|Temporary failure|Failed to fetch|does not have a Release file|404 +Not Found|unreachable",
+        r"|Temporary failure|unreachable",
         "is out of reach",
-        "check the network, or name another mirror with --mirror",
+        f"check the network, or {OTHER_MIRROR}",
     ),
+    (
+        UnresolvableError,
+        r"does not have a Release file|404 +Not Found",
+        "answers, but does not have a file that it should have",
+        "check the mirror's address: it must have this release, and be up to date",
+    ),
+    (UnreachableError, r"Failed to fetch", "does not give its files", OTHER_MIRROR),
+)
+URI_LINE = re.compile(  # name, version and architecture as Debian's policy, section 5.6, allows them, quoted by apt
+    r"'([^']+)' (([a-z0-9][a-z0-9+.-]*)_([A-Za-z0-9.+~%-]+)_([a-z0-9-]+)\.deb) ([0-9]{1,15}) SHA256:([0-9a-f]{64})"
 )
 
 
@@ -128,11 +141,14 @@ class AptFolder:
             archive.suite, str(aside), *([archive.mirror] if archive.mirror else []),
         ]  # fmt: skip
         aside.parent.mkdir(parents=True, exist_ok=True)
-        with explained(archive.mirror or f"the default mirror of {archive.suite}"):
-            self._runner.run(argv, log=log, timeout=300)
-        (aside / UPDATED).touch()
-        shutil.rmtree(self.path, ignore_errors=True)
-        aside.rename(self.path)
+        try:
+            with explained(archive.mirror or f"the default mirror of {archive.suite}"):
+                self._runner.run(argv, log=log, timeout=300)
+            (aside / UPDATED).touch()
+            shutil.rmtree(self.path, ignore_errors=True)
+            aside.rename(self.path)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
     def adding(self, repository: ExtraRepository, downloader: Downloader, log: Path) -> AptFolder:
         """Return a copy of the folder that has one more repository, after its key proved to be the expected one.
@@ -145,7 +161,11 @@ class AptFolder:
         copy = AptFolder(self.path.with_name(name), self._archive, self._runner)
         shutil.rmtree(copy.path, ignore_errors=True)
         shutil.copytree(self.path, copy.path, symlinks=True, ignore=shutil.ignore_patterns(CONFIG, SOLVED))
-        copy._add(repository, key, log)
+        try:
+            copy._add(repository, key, log)
+        except BaseException:
+            shutil.rmtree(copy.path, ignore_errors=True)
+            raise
         return copy
 
     def _add(self, repository: ExtraRepository, key: bytes, log: Path) -> None:
@@ -186,7 +206,8 @@ class AptFolder:
             UnresolvableError: a name is unknown.
         """
         with explained(f"the archive of {self._archive.suite}"):
-            result = self._apt(["apt-get", "-qq", "--print-uris", "download", *names], capture=True)
+            # In the folder, where no packages are: apt names no file that its working directory already has.
+            result = self._apt(["apt-get", "-qq", "--print-uris", "download", *names], cwd=self.path, capture=True)
         return parse_uris(result.stdout)
 
     def fetch(self, packages: Iterable[LockedPackage], store: Path, stage: Stage, log: Path) -> None:
@@ -194,12 +215,15 @@ class AptFolder:
 
         Raises:
             UntrustedError: a file's hash is not the locked one; it is not kept.
-            UnreachableError: the mirror does not answer, or no longer has the version.
+            UnreachableError: the mirror does not answer.
+            UnresolvableError: the mirror, or the index in the cache, no longer has a version.
         """
         store.mkdir(parents=True, exist_ok=True)
         missing = [package for package in packages if not present(store / package.filename, package.size)]
         if not missing:
             return
+        if not self.path.is_dir():
+            raise UnresolvableError(f"the cache no longer has the index of {self._archive.suite}", hint=ASK_AGAIN)
         aside = store / ".incoming"
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
@@ -219,6 +243,8 @@ class AptFolder:
             for package in missing:
                 check_package(aside / package.filename, package)
                 (aside / package.filename).rename(store / package.filename)
+        except UnresolvableError as error:  # index or mirror have moved on since the versions were locked
+            raise UnresolvableError(error.message, context=error.context, hint=ASK_AGAIN) from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         fsync_directory(store)
@@ -304,28 +330,25 @@ def parse_uris(output: str) -> tuple[LockedPackage, ...]:
     """Parse ``apt-get --print-uris``: lines of ``'URI' FILE SIZE SHA256:HASH`` (apt-get(8)).
 
     Raises:
-        UntrustedError: a line has no SHA256; its archive's index is too old to be trusted.
+        UntrustedError: a line has no SHA256 (the index is too old to be trusted), or is not of this form; no
+            package is left out silently.
     """
     packages = []
     for line in output.splitlines():
-        found = re.fullmatch(r"'([^']+)' (([^_ ]+)_([^_ ]+)_([a-z0-9-]+)\.deb) (\d+) (\S+)", line)
-        if not found:
+        if not line.startswith("'"):
             continue
+        found = URI_LINE.fullmatch(line)
+        if not found:
+            raise UntrustedError("the index has no SHA256 for a package", context=line[:500], hint=OTHER_MIRROR)
         uri, filename, name, version, arch, size, digest = found.groups()
-        algorithm, _, value = digest.partition(":")
-        if algorithm != "SHA256" or not re.fullmatch(r"[0-9a-f]{64}", value) or int(size) > PACKAGE_LIMIT:
-            raise UntrustedError(f"the index has no SHA256 for {filename}", hint="use another mirror")
+        if int(size) > PACKAGE_LIMIT:
+            raise UntrustedError(f"the index says that {filename} has {size} bytes", context=uri, hint=OTHER_MIRROR)
         packages.append(
             LockedPackage(
-                name=name,
-                version=urllib.parse.unquote(version),
-                arch=arch,
-                filename=filename,
-                uri=uri,
-                sha256=value,
-                size=int(size),
+                name=name, version=urllib.parse.unquote(version), arch=arch, filename=filename, uri=uri,
+                sha256=digest, size=int(size),
             )
-        )
+        )  # fmt: skip
     return tuple(sorted(packages, key=lambda package: (package.name, package.arch)))
 
 
@@ -342,15 +365,16 @@ class explained:  # noqa: N801 - used as a word: "with explained(mirror)"
         """Raise the error that a failed apt stands for."""
         if not isinstance(error, CommandError):
             return
+        said = "\n".join(line for line in error.context.splitlines() if not line.startswith("command: "))
         for meaning, pattern, text, hint in MEANINGS:
-            if re.search(pattern, error.context):
-                raise meaning(f"{self.who} {text}", context=_relevant(error.context), hint=hint) from error
+            if re.search(pattern, said):
+                raise meaning(f"{self.who} {text}", context=_relevant(said), hint=hint) from error
 
 
-def _relevant(context: str) -> str:
-    """Keep apt's own error lines: what it says of progress tells nothing."""
-    lines = [line for line in context.splitlines() if re.match(r"[EWN]: |Err:|  ", line)]
-    return "\n".join(lines[-8:]) or context
+def _relevant(said: str) -> str:
+    """Keep apt's own error lines: what it says of progress tells nothing. apt 3 writes "Error: " for "E: "."""
+    lines = [line for line in said.splitlines() if re.match(r"(E|W|N|Error|Warning|Notice): |Err:|  ", line)]
+    return "\n".join(lines[-8:]) or said
 
 
 def _epoch(date: str) -> int:

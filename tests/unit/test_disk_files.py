@@ -39,7 +39,12 @@ def test_fstab_names_file_systems_by_what_identifies_them() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "serial"),
-    [((), False), (("quiet", "console=tty0"), False), (("console=ttyS0,115200n8",), True), (SPEC.kernel_arguments, True)],
+    [
+        ((), False),
+        (("quiet", "console=tty0"), False),
+        (("console=ttyS0,115200n8",), True),
+        (SPEC.kernel_arguments, True),
+    ],
     ids=["none", "screen", "serial", "both"],
 )
 def test_grub_boots_the_one_kernel_without_a_menu(arguments: tuple[str, ...], serial: bool) -> None:

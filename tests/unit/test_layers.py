@@ -114,7 +114,9 @@ def test_a_folder_without_info_is_no_layer_and_makes_way(store: LayerStore) -> N
     assert names(add(store, ID).root) == ["file"]
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe", b"null", b"[]"], ids=["empty", "half", "bytes", "null", "list"])
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"\xff\xfe", b"null", b"[]"], ids=["empty", "half", "bytes", "null", "list"]
+)
 def test_a_broken_info_file_says_what_to_remove(store: LayerStore, text: bytes) -> None:
     layer = add(store, ID)
     (layer.path / INFO).write_bytes(text)

@@ -8,4 +8,5 @@
 
 # shellcheck disable=SC2086 # a list of names
 service_mask ${IB_MASKED_SERVICES:-}
+# shellcheck disable=SC2086 # a list of names
 service_mask_generators ${IB_MASKED_GENERATORS:-}

@@ -12,5 +12,6 @@ case $(containerd --version | awk '{ print $3 }') in
     *) format=3 ;;
 esac
 mkdir -p /etc/containerd/conf.d /etc/containerd/certs.d
-render "containerd/config-v$format.toml" "PAUSE_IMAGE=${IB_PAUSE_IMAGE:?}" | put /etc/containerd/config.toml
+config=$(render "containerd/config-v$format.toml" "PAUSE_IMAGE=${IB_PAUSE_IMAGE:?}") # a pipe would hide its failure
+printf '%s\n' "$config" | put /etc/containerd/config.toml
 containerd --config /etc/containerd/config.toml config dump > /dev/null || die "containerd does not accept its configuration"

@@ -1,0 +1,74 @@
+"""Bakes real images once per session, and boots them. Needs root, the package registries and QEMU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imagebuilder import process
+from imagebuilder.bake import BakeOptions, BakeResult, bake
+from imagebuilder.cells import plan_request
+from imagebuilder.cli.settings import default_cache
+from imagebuilder.config import load_config
+from imagebuilder.events import Progress
+from imagebuilder.model import BuildRequest
+from imagebuilder.process import RealRunner
+from imagebuilder.vm.boot import BootRequest, RunningGuest, boot
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = ROOT / "examples/standalone/imagebuilder.toml"
+BOOT_SECONDS = 600  # under TCG, with other tests beside; an idle machine takes one
+Bake = Callable[..., BakeResult]
+Boot = Callable[..., AbstractContextManager[RunningGuest]]
+
+needs_bake = pytest.mark.skipif(
+    os.geteuid() != 0 or process.find("mmdebstrap") is None, reason="baking needs root and mmdebstrap"
+)
+needs_qemu = pytest.mark.skipif(process.find("qemu-system-x86_64") is None, reason="needs qemu-system-x86_64")
+
+
+@pytest.fixture(scope="session")
+def cache() -> Path:
+    """The user's cache: packages and built programs are shared with ``make demo``."""
+    return default_cache(os.environ, Path.home())
+
+
+@pytest.fixture(scope="session")
+def baked(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Bake:
+    """Bakes a cell, with the standalone example in it unless ``plain``; each one once per session."""
+    done: dict[Any, BakeResult] = {}
+    config = load_config(EXAMPLE)
+
+    def get(os_name: str = "debian", *, release: str = "13", target: str = "qemu", plain: bool = False) -> BakeResult:
+        key = (os_name, release, target, plain)
+        if key not in done:
+            site = {} if plain else {"overlays": config.overlay, "images": config.image}
+            plan = plan_request(BuildRequest(os=os_name, release=release, target=target, **site))
+            options = BakeOptions(output=tmp_path_factory.mktemp("out"), cache=cache)
+            done[key] = bake(plan, options=options, runner=RealRunner(), progress=Progress())
+        return done[key]
+
+    return get
+
+
+@pytest.fixture
+def booted(cache: Path, tmp_path: Path) -> Boot:
+    """Boots an artifact until a stage, with SSH by a key of this run."""
+
+    @contextmanager
+    def start(result: BakeResult, *, until: str, firmware: str = "bios", **options: Any) -> Iterator[RunningGuest]:
+        request = BootRequest(
+            disk=result.artifact, disk_format=result.manifest["artifact"]["format"], until=until, firmware=firmware,
+            console_log=tmp_path / "console.log", timeout=BOOT_SECONDS, ssh=True, **options,
+        )  # fmt: skip
+        with boot(request, runner=RealRunner(), progress=Progress(), cache_dir=cache) as guest:
+            assert guest.ssh is not None
+            guest.ssh.wait(BOOT_SECONDS)
+            yield guest
+
+    return start

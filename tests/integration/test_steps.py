@@ -1,0 +1,304 @@
+"""The shell of the recipe: linted, run twice in a small root tree, and failing loudly."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakeroot import FakeRoot, write_program, written
+
+from imagebuilder import process, resources
+from imagebuilder.direct.sandbox import Bind
+from imagebuilder.errors import CommandError
+from imagebuilder.model import LAYERS
+
+pytestmark = pytest.mark.integration
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="a sandbox needs root")
+
+PROVISION = resources.folder("provision")
+STEPS = [f"{layer}/{path.name}" for layer in LAYERS for path in sorted(PROVISION.glob(f"steps/{layer}/*.sh"))]
+SERVICES = sorted(path for path in PROVISION.glob("services/*/*/root/**/*") if path.is_file())
+SCRIPTS = [
+    *sorted(PROVISION.rglob("*.sh")),
+    *(path for path in SERVICES if path.read_bytes().startswith(b"#!/bin/sh")),
+    *sorted(resources.folder("provision").parent.glob("scripts/*.sh")),
+    Path(process.__file__).parent / "direct/sandbox.sh",
+    Path(process.__file__).parent / "direct/write-disk.sh",
+]
+PAUSE = "registry.k8s.io/pause:3.10"
+ENV = {
+    "IB_BASE_PACKAGES": "systemd chrony",
+    "IB_RUNTIME_PACKAGES": "docker.io containerd",
+    "IB_INITRAMFS_MODULES": "virtio_blk ext4",
+    "IB_MASKED_SERVICES": "fstrim.timer dpkg-db-backup.timer",
+    "IB_MASKED_GENERATORS": "systemd-cryptsetup-generator",
+    "IB_PAUSE_IMAGE": PAUSE,
+    "IB_PAUSE_ARCHIVE": "/materials/pause.tar",
+    "IB_KUBERNETES_VERSION": "1.35.8",
+    "IB_KUBERNETES_PAYLOAD": "/materials/kubernetes",
+    "IB_CRICTL_PAYLOAD": "/materials/crictl",
+    "IB_CNI_PAYLOAD": "/materials/cni",
+    "IB_KUBELET_DEFAULTS": "/etc/default/kubelet",
+    "IB_HOLD_PACKAGES": "kubelet docker.io not-installed",
+    "IB_GUEST_PACKAGES": "qemu-guest-agent",
+    "IB_SITE_PACKAGES": "vim-tiny",
+    "IB_SITE_OVERLAYS": "/materials/overlays",
+    "IB_SITE_SCRIPTS": "/materials/scripts",
+    "IB_SITE_IMAGES": "/materials/images",
+}
+REWRITTEN = {  # with the same content
+    "base/90-initramfs.sh": {"root/boot/initrd.img-6.1"},
+    "site/90-clean.sh": {"root/etc/machine-id", "root/var/log/syslog"},
+}
+
+
+def linter(program: str) -> Any:
+    return pytest.param(program, marks=pytest.mark.skipif(not process.find(program), reason=f"{program} is missing"))
+
+
+@pytest.mark.parametrize("program", [linter("dash"), linter("shellcheck")])
+def test_every_script_is_clean(program: str) -> None:
+    options = {"dash": ["-n"], "shellcheck": ["-x", "-s", "sh"]}[program]
+    for script in SCRIPTS:
+        process.RealRunner().run([program, *options, script], cwd=PROVISION, timeout=60)
+
+
+def materials(folder: Path) -> None:
+    """Write what the engine would bind into the sandbox."""
+    (folder / "kubernetes").mkdir(parents=True)
+    for name in ("kubelet", "kubeadm", "kubectl"):
+        write_program(folder / "kubernetes" / name, '[ "$*" = --version ] || exec refuse "$@"; echo Kubernetes v1.35.8')
+    for name in ("loopback", "bridge", "host-local", "portmap"):
+        (folder / "cni").mkdir(exist_ok=True)
+        write_program(folder / "cni" / name, "true")
+    (folder / "cni/payload.json").write_text("{}")
+    for name in ("crictl", "images", "scripts", "overlays/00/etc/kubernetes/manifests"):
+        (folder / name).mkdir(parents=True)
+    write_program(folder / "crictl/crictl", "true")
+    (folder / "pause.tar").touch()
+    (folder / "images/00.tar").touch()
+    write_program(folder / "scripts/00-site.sh", 'test "$(pwd)" = / || exit 1\ntouch -d @1 /etc/site')
+    (folder / "overlays/00/etc/kubernetes/manifests/pod.yaml").write_text("kind: Pod\n")
+    (folder / "overlays/00/etc/kubernetes/manifests/pod.yaml").chmod(0o664)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> FakeRoot:
+    """A tree as the packages would have left it, with traces of a build in it."""
+    made = FakeRoot.make(tmp_path, PROVISION, ENV)
+    materials(made.path / "materials")
+    modules = tmp_path / "modules/6.1"
+    modules.mkdir()
+    for name in ("overlay", "br_netfilter"):
+        (modules / name).touch()
+    (made.path / "boot/vmlinuz-6.1").touch()
+    texts = {
+        "etc/fstab": "/dev/a / ext4 rw 0 1\n/dev/b none swap sw 0 0\n",
+        "etc/hostname": "builder\n",
+        "etc/machine-id": "0123456789abcdef0123456789abcdef\n",
+        "etc/ssh/ssh_host_ed25519_key": "secret\n",
+        "etc/apparmor.d/confines": "profile a /usr/bin/a {\n}\n",
+        "etc/apparmor.d/complains": "profile b /usr/bin/b flags=(attach_disconnected,complain) {\n}\n",
+        "var/log/syslog": "the build's own\n",
+        "var/log/old.gz": "older\n",
+        "root/.ssh/authorized_keys": "key\n",
+        "tmp-trace": "",
+        "swapfile": "",
+    }
+    for name, text in texts.items():
+        (made.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (made.path / name).write_text(text)
+    for folder in ("etc/systemd/system", "etc/apt/apt.conf.d"):
+        (made.path / folder).mkdir(parents=True)
+    for unit in ("chrony.service", "docker.service", "ssh.service", "systemd-networkd.service"):
+        (made.path / "units" / unit).touch()
+    for unit in PROVISION.glob("services/*/systemd/enable"):
+        for name in unit.read_text().split():
+            (made.path / "units" / name).touch()
+    return made
+
+
+@root_only
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_that_runs_again_changes_nothing(root: FakeRoot, step: str) -> None:
+    root.steps(step)
+    before, first = root.snapshot(), root.calls()
+    root.steps(step)
+    after = root.snapshot()
+    changed = set(written(before, after))
+    assert changed - REWRITTEN.get(step, set()) == set()
+    assert [name for name in changed if before[name][-1] != after[name][-1]] == []
+    assert [call for call in root.calls() if call.startswith("apt-get install")] == []
+    assert not any("refuse" in call for call in first)
+
+
+@root_only
+def test_what_the_steps_leave(root: FakeRoot) -> None:
+    done = root.steps(*STEPS)
+    assert [line for line in done.tail if line.startswith("@@")][-1] == "@@steps-done"
+    tree = root.path
+    assert (tree / "etc/fstab").read_text() == "/dev/a / ext4 rw 0 1\n"
+    for gone in ("etc/hostname", "swapfile", "etc/ssh/ssh_host_ed25519_key", "root/.ssh", "var/log/old.gz"):
+        assert not (tree / gone).exists(), gone
+    for empty in ("etc/machine-id", "var/log/syslog"):
+        assert (tree / empty).read_bytes() == b"", empty
+    assert [path.name for path in (tree / "etc/apparmor.d/disable").iterdir()] == ["complains"]
+    for unit in ("swap.target", "fstrim.timer", "apt-daily.timer"):
+        assert (tree / "etc/systemd/system" / unit).readlink() == Path("/dev/null")
+    assert f'sandbox_image = "{PAUSE}"' in (tree / "etc/containerd/config.toml").read_text().replace("'", '"')
+    manifest = tree / "etc/kubernetes/manifests/pod.yaml"
+    assert (manifest.stat().st_uid, manifest.stat().st_mode & 0o777) == (0, 0o644)
+    assert (tree / "boot/initrd.img-6.1").exists()
+    assert not list(tree.rglob("*.imagebuilder-new"))
+    calls = root.calls()
+    assert "apt-get install docker.io containerd" in calls
+    assert "apt-mark hold docker.io" in calls
+    assert "apt-mark hold not-installed" not in calls
+    assert f"ctr images label {PAUSE} io.cri-containerd.pinned=pinned" in calls
+    assert f"ctr images import --local {ENV['IB_PAUSE_ARCHIVE']}" in calls
+
+
+@root_only
+def test_installing_asks_only_for_what_is_missing(root: FakeRoot) -> None:
+    (root.path / "packages/socat").touch()
+    root.shell("pkg_install socat ethtool jq; pkg_install socat jq")
+    assert root.calls() == ["apt-get update", "apt-get install ethtool jq"]
+    root.shell("pkg_install")
+    assert root.calls() == []
+
+
+@root_only
+def test_a_stand_in_refuses_what_it_does_not_know(root: FakeRoot) -> None:
+    with pytest.raises(CommandError, match="exit code 64") as caught:
+        root.shell("apt-get --fix-broken install x")
+    assert "does not know: --fix-broken" in caught.value.context
+
+
+@root_only
+def test_put_replaces_only_what_differs(root: FakeRoot) -> None:
+    root.shell("printf 'a\\n' | put /etc/new/file 0600")
+    path = root.path / "etc/new/file"
+    first = path.stat()
+    assert (path.read_text(), first.st_mode & 0o777) == ("a\n", 0o600)
+    root.shell("printf 'a\\n' | put /etc/new/file")
+    assert (path.stat().st_ino, path.stat().st_mode & 0o777) == (first.st_ino, 0o644)
+    root.shell("printf 'b' | put /etc/new/file")
+    assert path.read_text() == "b"
+    assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+def with_files(root: FakeRoot, tmp_path: Path, **files: str) -> None:
+    """Give the tree a provision folder of its own with these templates."""
+    shutil.copytree(PROVISION, tmp_path / "provision")
+    for name, text in files.items():
+        (tmp_path / "provision/files" / name).write_text(text)
+    root.mounts.append(Bind(source=tmp_path / "provision", target="/provision"))
+
+
+@root_only
+def test_render_fills_in_and_refuses_what_is_left_over(root: FakeRoot, tmp_path: Path) -> None:
+    with_files(root, tmp_path, template="a = @A@\nb = @LONG_NAME@ @A@\n")
+    value = r"x|y&z\1 @a@/'"
+    done = root.run(
+        "/bin/sh", "-c", '. "$IB_PROVISION/lib.sh"; render template "A=$VALUE" "LONG_NAME=2"', env={"VALUE": value}
+    )
+    assert list(done.tail) == [f"a = {value}", f"b = 2 {value}"]
+    with pytest.raises(CommandError) as caught:
+        root.shell("render template A=1 > /etc/out; touch /etc/went-on")
+    assert "unset: b = @LONG_NAME@ 1" in caught.value.context
+    with pytest.raises(CommandError) as caught:
+        root.shell("render no-such-file A=1 > /etc/out; touch /etc/went-on")
+    assert "no-such-file" in caught.value.context
+    assert not (root.path / "etc/went-on").exists()
+
+
+@root_only
+def test_a_template_with_a_leftover_never_becomes_a_file(root: FakeRoot, tmp_path: Path) -> None:
+    with_files(root, tmp_path)
+    for name in ("config-v2.toml", "config-v3.toml"):
+        path = tmp_path / "provision/files/containerd" / name
+        path.write_text(path.read_text() + "# @FORGOTTEN@\n")
+    with pytest.raises(CommandError) as caught:
+        root.steps("kubernetes/05-containerd.sh")
+    assert "unset: # @FORGOTTEN@" in caught.value.context
+    assert not (root.path / "etc/containerd/config.toml").exists()
+
+
+@root_only
+def test_a_service_is_put_in_place_and_enabled(root: FakeRoot) -> None:
+    for _ in range(2):
+        root.shell("service_install kubelet")
+        assert root.calls() == ["systemctl enable kubelet.service"]
+    source = PROVISION / "services/kubelet/systemd/root"
+    for path in (path for path in source.rglob("*") if path.is_file()):
+        name = path.relative_to(source)
+        target = root.path.parent / "upper" / name.relative_to("usr") if name.parts[0] == "usr" else root.path / name
+        assert target.read_bytes() == path.read_bytes()
+        assert target.stat().st_mode & 0o777 == (0o755 if os.access(path, os.X_OK) else 0o644)
+    with pytest.raises(CommandError) as caught:
+        root.shell("service_install no-such-service")
+    assert "no service no-such-service for systemd" in caught.value.context
+
+
+@root_only
+def test_masking_works_for_units_that_are_not_there(root: FakeRoot) -> None:
+    (root.path / "etc/systemd/system/here.service").write_text("[Unit]\n")
+    root.shell("service_mask here.service missing.timer; service_mask; service_mask missing.timer")
+    for unit in ("here.service", "missing.timer"):
+        assert (root.path / "etc/systemd/system" / unit).readlink() == Path("/dev/null")
+    assert root.calls() == []
+
+
+def forget_payload(root: FakeRoot) -> None:
+    (root.path / "materials/cni/portmap").unlink()
+
+
+def other_kubelet(root: FakeRoot) -> None:
+    write_program(root.path / "materials/kubernetes/kubelet", "echo Kubernetes v1.34.0")
+
+
+def forget_module(root: FakeRoot) -> None:
+    (root.path.parent / "modules/6.1/br_netfilter").unlink()
+
+
+def forget_kernel(root: FakeRoot) -> None:
+    (root.path / "boot/vmlinuz-6.1").unlink()
+
+
+def bad_script(root: FakeRoot) -> None:
+    write_program(root.path / "materials/scripts/50-bad.sh", "echo about to fail\nfalse\necho not reached")
+
+
+def dead_containerd(root: FakeRoot) -> None:
+    write_program(root.path / "stubs/containerd", "echo no overlay here >&2\nexit 1")
+
+
+@root_only
+@pytest.mark.parametrize(
+    ("step", "spoil", "said"),
+    [
+        pytest.param("runtime/40-cni.sh", forget_payload, "the CNI plugin portmap was not installed", id="cni"),
+        pytest.param(
+            "kubernetes/10-kubernetes.sh", other_kubelet, 'says "Kubernetes v1.34.0", not v1.35.8', id="kubelet"
+        ),
+        pytest.param("base/30-kernel-modules.sh", forget_module, "6.1 has no module br_netfilter", id="module"),
+        pytest.param("base/90-initramfs.sh", forget_kernel, "6.1 have no /boot/vmlinuz-6.1", id="kernel"),
+        pytest.param("site/50-scripts.sh", bad_script, "about to fail", id="script"),
+        pytest.param("kubernetes/40-pause-image.sh", dead_containerd, "containerd ended while", id="containerd"),
+    ],
+)
+def test_a_step_that_cannot_do_its_work_stops_everything(
+    root: FakeRoot, step: str, spoil: Callable[[FakeRoot], None], said: str
+) -> None:
+    spoil(root)
+    with pytest.raises(CommandError) as caught:
+        root.steps(step, "base/40-sysctl.sh")
+    lines = caught.value.context.splitlines()
+    assert lines[0] == f"@@step {step.removesuffix('.sh')}"
+    assert said in caught.value.context
+    assert "not reached" not in caught.value.context
+    assert not any(line.startswith(("@@step base/40", "@@steps-done")) for line in lines)
