@@ -284,11 +284,11 @@ class _Asking:
         if name == "kubernetes" and self._plan.kubernetes.count(".") == 2:
             names = tuple(f"{package}={self._plan.kubernetes}-*" for package in names)
         version = ""
-        if kind in REPOSITORY_OF:  # the distribution's own are asked for with all the rest
+        if kind in REPOSITORY_OF or name == "kubernetes":  # the distribution's own are asked for with all the rest
             found = {package.name: package.version for package in self._folder.find(names)}
             if "kubelet" in found:
                 version = ".".join(map(str, parse_version(found["kubelet"])))
-                self._wanted(version, f"{repository} has kubelet")
+                self._wanted(version, f"{kind} has kubelet")
         return Taken(kind=kind, version=version, packages=tuple(names))
 
     def _ask_folder(self, name: str, kind: str) -> Taken:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from imagebuilder import process
 from imagebuilder.direct.sandbox import namespaces
@@ -56,7 +57,7 @@ def bootstrap(
         *(f"--dpkgopt={option}" for option in FORCE),
         # Between the first packages and the others.
         f"--essential-hook=printf '%s\\n' {pasteable(DPKG_OPTIONS)} > \"$1{CONFIG}\"",
-        suite, str(root), f"deb [trusted=yes] copy:{repository} ./",
+        suite, str(root), f"deb [trusted=yes] copy:{quote(str(repository))} ./",
     ]  # fmt: skip
     done = 0
 

@@ -75,7 +75,7 @@ def write_disk(
     mounts: list[Mount] = [
         _stack(tools, "/", folders["tools-upper"], folders["tools-work"]),
         _stack(layers, "/image", folders["upper"], folders["work"]),
-        Overlay(lower=[folders["empty"]], upper=folders["out"], work=folders["out-work"], target="/work"),
+        Overlay(lower=[folders["empty"]], upper=folders["out"], work=folders["out-work"], target="/output"),
         Bind(source=SCRIPT, target="/run/write-disk.sh"),
         *volume_mounts(layers[-1], "/image"),
     ]

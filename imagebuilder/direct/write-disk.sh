@@ -1,9 +1,9 @@
 #!/bin/sh
-# Runs in the tools tree: fills /work with boot.img, core.img and esp.img, and writes the root file system of /image
-# into /work/disk.raw. Everything that could be random or of this moment is given from outside.
+# Runs in the tools tree: fills /output with boot.img, core.img and esp.img, and writes the root file system of /image
+# into /output/disk.raw. Everything that could be random or of this moment is given from outside.
 # in: ROOT_UUID ROOT_OFFSET ROOT_KIB ESP_SERIAL ESP_KIB EFI_VENDOR EFI_ARCH FIRMWARE SOURCE_DATE_EPOCH
 set -eu
-cd /work
+cd /output
 export MTOOLS_SKIP_CHECK=1 E2FSPROGS_FAKE_TIME="${SOURCE_DATE_EPOCH:?}"
 
 cat > find-root.cfg <<EOF

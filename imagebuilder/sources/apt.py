@@ -18,16 +18,11 @@ from pathlib import Path
 
 from imagebuilder import process
 from imagebuilder.content import content_id, fsync_directory, write_atomic
-from imagebuilder.errors import (
-    CommandError,
-    ImagebuilderError,
-    UnreachableError,
-    UnresolvableError,
-    UntrustedError,
-)
+from imagebuilder.errors import ToolMissingError, UnresolvableError, UntrustedError
 from imagebuilder.events import Stage
 from imagebuilder.model import LockedPackage
 from imagebuilder.process import Runner
+from imagebuilder.sources.aptmessages import OTHER_MIRROR, explained
 from imagebuilder.sources.debs import check_package, present
 from imagebuilder.sources.download import Downloader
 
@@ -35,46 +30,8 @@ UPDATED, CONFIG, SOLVED = "imagebuilder-updated", "imagebuilder-apt.conf", "imag
 CONNECT_SECONDS = 5  # then a mirror counts as out of reach
 KEY_LIMIT = 1 << 20  # bytes of a signing key file; real ones have a few KiB
 PACKAGE_LIMIT = 1 << 30  # bytes of one package; the largest that we meet (a kernel) has 110 MiB
-OTHER_MIRROR = "name another mirror with --mirror"
 ASK_AGAIN = "run the command again with --refresh: it asks for versions anew"
 
-# What apt says, and what it means; the first that matches is taken. The texts are those of apt 2.6 to 3.0.
-MEANINGS: tuple[tuple[type[ImagebuilderError], str, str, str], ...] = (
-    (
-        UntrustedError,
-        r"Hash Sum mismatch|unexpected size|Hashes of (expected|received)",
-        "sent a file whose hash is not the one in its signed index",
-        f"try again later, or {OTHER_MIRROR}",
-    ),
-    (
-        UntrustedError,
-        r"NO_PUBKEY|BADSIG|EXPKEYSIG|REVKEYSIG|is not signed|invalid signature|not.* valid yet|Clearsigned file"
-        r"|signatures couldn't be verified|Missing key|does not verify|is expired"
-        r"|signature verification failed|Message has been manipulated|bin/sqv returned an error",
-        "has an index without a valid signature",
-        "check the mirror, its key, and this machine's clock",
-    ),
-    (
-        UnresolvableError,
-        r"Unable to locate package|no installation candidate|was not found|unmet dependencies|held broken",
-        "does not have what was asked for",
-        "check the names; the archive can be searched with: apt-cache search WORD",
-    ),
-    (
-        UnreachableError,
-        r"Could not (resolve|connect)|Unable to connect|Connection (failed|timed out|refused|reset)"
-        r"|Temporary failure|unreachable",
-        "is out of reach",
-        f"check the network, or {OTHER_MIRROR}",
-    ),
-    (
-        UnresolvableError,
-        r"does not have a Release file|404 +Not Found",
-        "answers, but does not have a file that it should have",
-        "check the mirror's address: it must have this release, and be up to date",
-    ),
-    (UnreachableError, r"Failed to fetch", "does not give its files", OTHER_MIRROR),
-)
 URI_LINE = re.compile(  # name, version and architecture as Debian's policy, section 5.6, allows them, quoted by apt
     r"'([^']+)' (([a-z0-9][a-z0-9+.-]*)_([A-Za-z0-9.+~%-]+)_([a-z0-9-]+)\.deb) ([0-9]{1,15}) SHA256:([0-9a-f]{64})"
 )
@@ -128,9 +85,13 @@ class AptFolder:
         Raises:
             UnreachableError: the mirror does not answer.
             UntrustedError: an index's signature or hash is wrong.
+            UnresolvableError: the mirror does not have this release.
+            ToolMissingError: mmdebstrap, or the archive's keyring, is not on this host.
         """
         process.require("mmdebstrap", package="mmdebstrap")
         archive = self._archive
+        if not Path(archive.keyring).is_file():
+            raise ToolMissingError(f"the keyring {archive.keyring} is not on this host", hint="imagebuilder doctor")
         aside = self.path.with_name(f"{self.path.name}.new")
         shutil.rmtree(aside, ignore_errors=True)
         argv = [
@@ -160,7 +121,7 @@ class AptFolder:
         name = f"{self.path.name}-{repository.name}-{content_id([repository.uri, repository.suite])[:12]}"
         copy = AptFolder(self.path.with_name(name), self._archive, self._runner)
         shutil.rmtree(copy.path, ignore_errors=True)
-        shutil.copytree(self.path, copy.path, symlinks=True, ignore=shutil.ignore_patterns(CONFIG, SOLVED))
+        shutil.copytree(self.path, copy.path, symlinks=True, ignore=shutil.ignore_patterns("dev", CONFIG, SOLVED))
         try:
             copy._add(repository, key, log)
         except BaseException:
@@ -350,31 +311,6 @@ def parse_uris(output: str) -> tuple[LockedPackage, ...]:
             )
         )  # fmt: skip
     return tuple(sorted(packages, key=lambda package: (package.name, package.arch)))
-
-
-class explained:  # noqa: N801 - used as a word: "with explained(mirror)"
-    """Turns apt's failures into errors that say what happened; ``who`` is the archive or its address."""
-
-    def __init__(self, who: str) -> None:
-        self.who = re.sub(r"//[^/@]+@", "//", who)
-
-    def __enter__(self) -> None:
-        """Nothing to prepare."""
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Raise the error that a failed apt stands for."""
-        if not isinstance(error, CommandError):
-            return
-        said = "\n".join(line for line in error.context.splitlines() if not line.startswith("command: "))
-        for meaning, pattern, text, hint in MEANINGS:
-            if re.search(pattern, said):
-                raise meaning(f"{self.who} {text}", context=_relevant(said), hint=hint) from error
-
-
-def _relevant(said: str) -> str:
-    """Keep apt's own error lines: what it says of progress tells nothing. apt 3 writes "Error: " for "E: "."""
-    lines = [line for line in said.splitlines() if re.match(r"(E|W|N|Error|Warning|Notice): |Err:|  ", line)]
-    return "\n".join(lines[-8:]) or said
 
 
 def _epoch(date: str) -> int:

@@ -69,7 +69,8 @@ STUBS = {
         esac""",
     "ctr": """
         [ "$*" != "images import --help" ] || { echo "  --local"; exit; }
-        [ "$1" = --address ] && [ -e /run/containerd-is-up ] || exec refuse "$@"
+        [ "$1" = --address ] || exec refuse "$@"
+        [ -e /run/containerd-is-up ] || exit 1
         shift 2
         [ "$*" != version ] || exit 0
         [ "$1 $2 $3" = "--namespace k8s.io images" ] || exec refuse "$@"
