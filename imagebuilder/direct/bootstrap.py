@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -68,5 +69,10 @@ def bootstrap(
             stage.update(done, len(packages), "packages configured")
 
     # INITRD=No: initramfs-tools makes none while packages are configured; the last step makes it, once.
-    runner.run(argv, env={"INITRD": "No"}, log=log, on_line=count, timeout=1800)
+    # TMPDIR: what a killed mmdebstrap leaves in there is swept with the rest.
+    with tempfile.TemporaryDirectory(dir=root.parent) as scratch:
+        runner.run(argv, env={"INITRD": "No", "TMPDIR": scratch}, log=log, on_line=count, timeout=1800)
     (root / CONFIG.lstrip("/")).unlink()
+    for path in (root / "etc/resolv.conf", root / "etc/hostname"):  # mmdebstrap's copies of this host's
+        if path.is_file() and not path.is_symlink():
+            path.unlink()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from imagebuilder.content import write_atomic
 from imagebuilder.direct import gpt
-from imagebuilder.direct.layers import Layer
+from imagebuilder.direct.layers import Layer, full_disk_named
 from imagebuilder.direct.sandbox import Bind, Mount, Overlay, command
 from imagebuilder.direct.sparse import copy_sparse
 from imagebuilder.errors import ArtifactError
@@ -60,6 +60,7 @@ def write_disk(
 
     Raises:
         CommandError: a program failed.
+        HostError: the disk is full.
         ArtifactError: the root tree has no kernel, or more than one.
     """
     layout = gpt.layout(spec.size, spec.seed, arch=spec.arch)
@@ -85,7 +86,8 @@ def write_disk(
         "ESP_KIB": str(layout.esp.size // 1024), "EFI_VENDOR": spec.vendor, "EFI_ARCH": spec.arch,
         "SOURCE_DATE_EPOCH": str(spec.epoch),
     }  # fmt: skip
-    runner.run(command(folders["mnt"], mounts, ["/bin/sh", "/run/write-disk.sh"], env), log=log, timeout=900)
+    with full_disk_named(work):
+        runner.run(command(folders["mnt"], mounts, ["/bin/sh", "/run/write-disk.sh"], env), log=log, timeout=900)
     with raw.open("r+b") as stream:
         gpt.write_gpt(stream, layout)
         if "bios" in spec.firmware:

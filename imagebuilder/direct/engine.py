@@ -9,7 +9,7 @@ from pathlib import Path
 from imagebuilder.content import content_id, write_atomic
 from imagebuilder.direct.bootstrap import DPKG_OPTIONS, bootstrap
 from imagebuilder.direct.disk import VOLUMES
-from imagebuilder.direct.layers import Layer, LayerStore
+from imagebuilder.direct.layers import Layer, LayerStore, full_disk_named
 from imagebuilder.direct.sandbox import Bind, Mount, Overlay, Tmpfs, command
 from imagebuilder.errors import CacheError, CommandError, StepError
 from imagebuilder.events import Progress, Stage
@@ -83,13 +83,15 @@ class DirectEngine:
         Raises:
             StepError: a step failed; the layer is not kept.
             CommandError: bootstrapping failed.
+            HostError: the disk is full.
         """
         layers: list[Layer] = []
         for job in jobs:
             with self.progress.stage(f"layer:{job.name}", f"Layer {job.name}") as stage:
                 found = self.store.get(job.id)
                 stage.cached = found is not None
-                layers.append(found or self._build(job, layers, stage))
+                with full_disk_named(self.store.staging):
+                    layers.append(found or self._build(job, layers, stage))
         return layers
 
     def tools(self, base: Layer, packages: Sequence[LockedPackage]) -> list[Layer]:
@@ -101,7 +103,8 @@ class DirectEngine:
             found = self.store.get(tools_id)
             stage.cached = found is not None
             if found is None:
-                found = self._unpack_tools(tools_id, base, packages, stage)
+                with full_disk_named(self.store.staging):
+                    found = self._unpack_tools(tools_id, base, packages, stage)
         return [base, found]
 
     def _build(self, job: LayerJob, below: Sequence[Layer], stage: Stage) -> Layer:

@@ -6,15 +6,18 @@ import os
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from imagebuilder.content import content_id, sha256_bytes, sha256_file
 from imagebuilder.direct.engine import INSIDE, LayerJob
 from imagebuilder.direct.sandbox import Bind
+from imagebuilder.errors import UsageError
 from imagebuilder.fetch import Materials
 from imagebuilder.model import LockedPackage
 from imagebuilder.plan import BuildPlan, LayerPlan, layer_ids
 from imagebuilder.resolve import LAYER_OF, Lock
+
+_Item = TypeVar("_Item")
 
 
 def layer_jobs(plan: BuildPlan, lock: Lock, materials: Materials, provision: Path) -> list[LayerJob]:
@@ -108,17 +111,35 @@ def _binds(plan: BuildPlan, materials: Materials) -> dict[str, list[Bind]]:
         binds[LAYER_OF[component]].append(Bind(source=folder, target=f"{INSIDE}/payload/{component}"))
     binds["kubernetes"].append(Bind(source=materials.pause.path, target=f"{INSIDE}/pause.tar"))
     site = binds["site"]
-    for number, path in enumerate(plan.request.overlays):
-        site.append(Bind(source=path, target=f"{INSIDE}/overlays/{number:02d}"))
-    for number, path in enumerate(plan.request.scripts):
-        site.append(Bind(source=path, target=f"{INSIDE}/scripts/{number:02d}-{path.name}"))
-    for number, image in enumerate(materials.images):
-        site.append(Bind(source=image.path, target=f"{INSIDE}/images/{number:02d}.tar"))
+    for number, path in _numbered(plan.request.overlays):
+        site.append(Bind(source=path, target=f"{INSIDE}/overlays/{number}"))
+    for number, path in _numbered(plan.request.scripts):
+        site.append(Bind(source=path, target=f"{INSIDE}/scripts/{number}-{path.name}"))
+    for number, image in _numbered(materials.images):
+        site.append(Bind(source=image.path, target=f"{INSIDE}/images/{number}.tar"))
     return binds
 
 
+def _numbered(items: Sequence[_Item]) -> list[tuple[str, _Item]]:
+    """Return items with numbers of one width: the steps take them in the order of their names."""
+    width = max(2, len(str(len(items))))
+    return [(f"{number:0{width}d}", item) for number, item in enumerate(items)]
+
+
 def site_inputs(plan: BuildPlan) -> dict[str, Any]:
-    """Return the digests of the user's overlays and scripts."""
+    """Return the digests of the user's overlays and scripts.
+
+    Raises:
+        UsageError: one of them is not there, or cannot be read.
+    """
+    try:
+        return _site_digests(plan)
+    except OSError as error:
+        hint = "check the paths of --overlay and --script"
+        raise UsageError(f"{error.filename}: {error.strerror}", hint=hint) from error
+
+
+def _site_digests(plan: BuildPlan) -> dict[str, Any]:
     return {
         "overlays": [folder_digest(path) for path in plan.request.overlays],
         "scripts": [[path.name, sha256_file(path)] for path in plan.request.scripts],
@@ -126,9 +147,13 @@ def site_inputs(plan: BuildPlan) -> dict[str, Any]:
 
 
 def folder_digest(folder: Path) -> str:
-    """Return a digest of a folder: names, kinds, modes, links and contents; not owners and times."""
+    """Return a digest of a folder: names, kinds, modes, links and contents; not owners and times.
+
+    Raises:
+        OSError: it is not there, or not all of it can be read.
+    """
     entries: list[Sequence[str | int]] = []
-    for root, names, files in os.walk(folder):
+    for root, names, files in os.walk(folder, onerror=_raise):
         for name in [*names, *files]:
             path = Path(root, name)
             mode = path.lstat().st_mode
@@ -139,6 +164,10 @@ def folder_digest(folder: Path) -> str:
                 content = sha256_file(path)
             entries.append([path.relative_to(folder).as_posix(), mode & ~0o022, content])
     return content_id(sorted(entries))
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def installed_packages(lock: Lock) -> list[tuple[str, LockedPackage]]:

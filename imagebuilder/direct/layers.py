@@ -8,6 +8,7 @@ whatever is there is whole. Half-built ones are in ``tmp/`` and belong to whoeve
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -19,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from imagebuilder.content import canonical_json, fsync_directory, write_atomic
-from imagebuilder.errors import CacheError, HostError
+from imagebuilder.errors import CacheError, CommandError, HostError, StepError
 from imagebuilder.process import Runner
 
 INFO = "layer.json"
+NO_SPACE = (os.strerror(errno.ENOSPC), "You don't have enough free space")  # how programs say it, and how apt does
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,8 +177,23 @@ def _last_use(info: Path) -> float:
         return time.time()
 
 
+@contextlib.contextmanager
+def full_disk_named(folder: Path) -> Iterator[None]:
+    """Turn the failure of a program that found no space below ``folder`` into an error that says so.
+
+    Raises:
+        HostError: the disk is full.
+    """
+    try:
+        yield
+    except (CommandError, StepError) as error:
+        if not any(words in error.context for words in NO_SPACE):
+            raise
+        raise HostError(f"no space is left below {folder}", context=error.context, hint=f"df -h {folder}") from error
+
+
 def remove_tree(path: Path) -> None:
-    """Remove a folder of ours if it is there. A mount below it would be a bug: nothing crosses file systems.
+    """Remove a folder (or file) of ours if it is there. A mount below it would be a bug: nothing crosses file systems.
 
     Raises:
         HostError: something in it could not be removed.
@@ -186,6 +203,9 @@ def remove_tree(path: Path) -> None:
     except FileNotFoundError:
         return
     try:
+        if not path.is_dir() or path.is_symlink():
+            path.unlink()
+            return
         for folder, names, _ in os.walk(path):
             for name in names:
                 below = Path(folder, name)

@@ -7,12 +7,11 @@ set -eu
 root=$1
 shift
 
-# A target inside the tree must not lead out of it through a link.
+# A target inside the tree must not lead out of it through a link: looked at before anything is made there.
 inside() {
     target=$root/${1#/}
-    mkdir -p "$target"
-    case $(realpath "$target") in
-        "$(realpath "$root")"*) ;;
+    case $(realpath -m "$target")/ in
+        "$(realpath "$root")"/*) ;;
         *) echo "mount target $1 leads out of the root tree" >&2; exit 1 ;;
     esac
 }
@@ -20,22 +19,24 @@ inside() {
 while [ "$1" != -- ]; do
     case $1 in
         overlay)
-            mkdir -p "$root/${2#/}"
+            inside "$2"
+            mkdir -p "$target"
             # volatile: fsync in there is free. What is kept of it is synced as a whole when a layer is committed.
-            mount -t overlay -o "lowerdir=$3,upperdir=$4,workdir=$5,volatile" overlay "$root/${2#/}"
+            mount -t overlay -o "lowerdir=$3,upperdir=$4,workdir=$5,volatile" overlay "$target"
             shift 5
             ;;
         overlay-ro)
-            mkdir -p "$root/${2#/}"
-            mount -t overlay -o "ro,lowerdir=$3" overlay "$root/${2#/}"
+            inside "$2"
+            mkdir -p "$target"
+            mount -t overlay -o "ro,lowerdir=$3" overlay "$target"
             shift 3
             ;;
         bind | robind)
+            inside "$3"
             if [ -d "$2" ]; then
-                inside "$3"
+                mkdir -p "$target"
             else
-                inside "$(dirname "$3")"
-                target=$root/${3#/}
+                mkdir -p "$(dirname "$target")"
                 [ -e "$target" ] || : > "$target"
             fi
             mount --bind "$2" "$target"
@@ -44,6 +45,7 @@ while [ "$1" != -- ]; do
             ;;
         tmpfs)
             inside "$2"
+            mkdir -p "$target"
             mount -t tmpfs -o mode=0755 tmpfs "$target"
             shift 2
             ;;
@@ -55,6 +57,7 @@ while [ "$1" != -- ]; do
 done
 shift
 
+for target in /proc /sys /dev /tmp; do inside "$target"; done
 mount -t proc -o nosuid,nodev,noexec proc "$root/proc"
 mount -t sysfs -o ro,nosuid,nodev,noexec sysfs "$root/sys"
 mount -t tmpfs -o mode=0755,size=1m,nosuid dev "$root/dev"

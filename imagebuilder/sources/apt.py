@@ -13,7 +13,7 @@ import shutil
 import time
 import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imagebuilder import process
@@ -154,10 +154,9 @@ class AptFolder:
         memory = self.path / SOLVED / content_id(list(names))  # as old as the indexes: update() makes a new folder
         if memory.is_file():
             return parse_uris(memory.read_text("utf-8"))
-        with explained(f"the archive of {self._archive.suite}"):
-            result = self._apt(["apt-get", "-qq", "-y", "--print-uris", "install", *names], capture=True)
-        packages = parse_uris(result.stdout)
-        write_atomic(memory, result.stdout)
+        said = self._print_uris(["-y", "install", *names])
+        packages = parse_uris(said)
+        write_atomic(memory, said)
         return packages
 
     def find(self, names: Sequence[str]) -> tuple[LockedPackage, ...]:
@@ -166,10 +165,7 @@ class AptFolder:
         Raises:
             UnresolvableError: a name is unknown.
         """
-        with explained(f"the archive of {self._archive.suite}"):
-            # In the folder, where no packages are: apt names no file that its working directory already has.
-            result = self._apt(["apt-get", "-qq", "--print-uris", "download", *names], cwd=self.path, capture=True)
-        return parse_uris(result.stdout)
+        return parse_uris(self._print_uris(["download", *names]))
 
     def fetch(self, packages: Iterable[LockedPackage], store: Path, stage: Stage, log: Path) -> None:
         """Bring packages into ``store``, under their file names, their hashes checked.
@@ -243,6 +239,14 @@ class AptFolder:
                 if re.match(r'Acquire::https?::(Proxy|ProxyAutoDetect|Proxy-Auto-Detect)\b.*".+"', line, re.I)
             ]
         return lines
+
+    def _print_uris(self, words: Sequence[str]) -> str:
+        """Ask apt in the folder, where no packages are: it names no file that its working directory already has."""
+        with explained(f"the archive of {self._archive.suite}"):
+            result = self._apt(["apt-get", "-q", "--print-uris", *words], cwd=self.path, capture=True, check=False)
+            if result.returncode:  # which dependencies are unmet stands in its standard output
+                raise process.command_error(replace(result, tail=(*result.stdout.splitlines(), *result.tail)))
+        return result.stdout
 
     def _apt(self, argv: Sequence[str], **options: object) -> process.Result:
         config = self.path / CONFIG

@@ -8,7 +8,7 @@ from imagebuilder.errors import CommandError, ImagebuilderError, UnreachableErro
 
 OTHER_MIRROR = "name another mirror with --mirror"
 CONTEXT_LINES = 10  # a wrong hash takes nine: the address, what was expected and what came
-SPOKEN = re.compile(r"(E|W|N|Error|Warning|Notice): |Err:|  ")
+SPOKEN = re.compile(r"(E|W|N|Error|Warning|Notice): |Err:|  | \S+ : ")
 NOISE = re.compile(
     r"W: Download is performed unsandboxed|E: (mmdebstrap failed|apt-get update --error-on)"
     r"|\w+: Some index files failed to download|\w+: .*see the DEPRECATION section in apt-key"
@@ -32,7 +32,8 @@ MEANINGS: tuple[tuple[type[ImagebuilderError], str, str, str], ...] = (
     ),
     (
         UnresolvableError,
-        r"Unable to locate package|no installation candidate|was not found|unmet dependencies|held broken",
+        r"Unable to locate package|no installation candidate|was not found|unmet dependencies|held broken"
+        r"|Unable to satisfy dependencies|Unsatisfied dependencies",
         "does not have what was asked for",
         "check the names; the archive can be searched with: apt-cache search WORD",
     ),

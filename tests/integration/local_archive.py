@@ -109,35 +109,33 @@ def index_of(debs: Iterable[Deb], built: Mapping[str, bytes], pool: str) -> byte
     ).encode()
 
 
-def release_of(suite: str, files: Mapping[str, bytes]) -> str:
+def release_of(suite: str, component: str, files: Mapping[str, bytes]) -> str:
     lines = ["Origin: stand-in", f"Suite: {suite}", f"Codename: {suite}", f"Date: {DATE}", "Architectures: amd64",
-             "Components: main", "SHA256:"]  # fmt: skip
+             f"Components: {component}", "SHA256:"]  # fmt: skip
     lines += [f" {hashlib.sha256(data).hexdigest()} {len(data)} {name}" for name, data in files.items()]
     return "\n".join(lines) + "\n"
 
 
-def publish(site: Site, key: Key | None, debs: Iterable[Deb], work: Path, *, suite: str = "tiny") -> LocalArchive:
-    """Serve packages as a distribution's archive does, or, with the suite ``/``, flat as pkgs.k8s.io does.
-
-    Without a key it is not signed.
-    """
+def publish(
+    site: Site, key: Key, debs: Iterable[Deb], work: Path, *, suite: str = "tiny", prefix: str = "/debian",
+    component: str = "main",
+) -> LocalArchive:  # fmt: skip
+    """Serve packages as a distribution's archive does, or, with the suite ``/``, flat as pkgs.k8s.io does."""
     debs, flat = list(debs), suite == "/"
-    prefix = {"tiny": "/debian", "/": "/k8s/v1.35/deb"}.get(suite, f"/{suite}")
     work.mkdir(parents=True, exist_ok=True)
     built = {deb.filename: deb.build(work) for deb in debs}
-    pool = "amd64/" if flat else "pool/main/"
+    pool = "amd64/" if flat else f"pool/{component}/"
     for name, data in built.items():
         for path in {name, name.replace("+", "%2b").replace("~", "%7e")}:  # apt quotes these
             site.serve(f"{prefix}/{pool}{path}", data)
     packages = index_of(debs, built, pool)
     where = "" if flat else f"/dists/{suite}"
-    file = "Packages" if flat else "main/binary-amd64/Packages"
-    release = release_of("stable" if flat else suite, {file: packages})
+    file = "Packages" if flat else f"{component}/binary-amd64/Packages"
+    release = release_of("stable" if flat else suite, component, {file: packages})
     site.serve(f"{prefix}{where}/{file}", packages)
     site.serve(f"{prefix}{where}/Release", release.encode())
-    if key is not None:
-        site.serve(f"{prefix}{where}/InRelease", key.clearsign(release))
-        site.serve(f"{prefix}{where}/Release.gpg", key.detach(release))
+    site.serve(f"{prefix}{where}/InRelease", key.clearsign(release))
+    site.serve(f"{prefix}{where}/Release.gpg", key.detach(release))
     return LocalArchive(
         site=site, url=f"{site.url}{prefix}", suite=suite, debs=built, packages=packages, release=release
     )

@@ -1,4 +1,4 @@
-"""A small, real stack of layers: essential packages of Debian below steps of a test's own. Also a program that bakes it.
+"""A small, real stack of layers: essential packages of Debian below steps of a test's own; as a program it bakes it.
 
 usage: smallstack.py CACHE WHAT, where WHAT is a JSON object: see Want.
 """
@@ -23,7 +23,7 @@ from imagebuilder.direct.layers import Layer, LayerStore
 from imagebuilder.events import Event, Progress, Stage
 from imagebuilder.model import LockedPackage, plain
 from imagebuilder.process import RealRunner, Result
-from imagebuilder.sources.apt import Archive, AptFolder
+from imagebuilder.sources.apt import AptFolder, Archive
 from imagebuilder.sources.debs import make_repository
 
 SUITE, ARCH = "trixie", "amd64"
@@ -38,10 +38,11 @@ EPOCH = 1_700_000_000
 CACHE = Path(os.environ.get("IMAGEBUILDER_TEST_CACHE") or Path.home() / ".cache/imagebuilder-test")
 
 STEPS = {
-    "base/10-kernel.sh": "printf kernel > /boot/vmlinuz-6.1; printf initramfs > /boot/initrd.img-6.1; echo lower > /etc/both",
-    "base/20-file.sh": "mkdir /etc/goes; echo x > /etc/goes/a; echo x > /etc/gone; printf '%0100000d' 7 > /var/big",
+    "base/10-kernel.sh": "cd /boot; printf kernel > vmlinuz-6.1; printf initramfs > initrd.img-6.1",
+    "base/20-file.sh": "cd /etc; mkdir goes; echo x > goes/a; echo x > gone; echo lower > both;"
+    " printf '%0100000d' 7 > /var/big",
     "runtime/10-install.sh": "apt-get update && apt-get -y install dbus-daemon; echo 1 > /var/lib/runtime",
-    "upper/10-remove.sh": "rm /etc/gone; rm -r /etc/goes; mkdir /etc/goes; echo y > /etc/goes/b; echo upper > /etc/both",
+    "upper/10-remove.sh": "cd /etc; rm gone; rm -r goes; mkdir goes; echo y > goes/b; echo upper > both",
     "upper/20-volume.sh": "mkdir -p /var/lib/containerd/store; echo image > /var/lib/containerd/store/blob",
     "site/10-volume.sh": "cat /var/lib/containerd/store/blob; echo more >> /var/lib/containerd/store/blob",
     "upper/30-try.sh": 'eval "$IB_TRY"',
@@ -68,13 +69,19 @@ class Want:
     disk: bool = False
 
 
+def say(*words: str) -> None:
+    """Print a line for the process that watches."""
+    sys.stdout.write(" ".join(words) + "\n")
+    sys.stdout.flush()
+
+
 class HoldingRunner(RealRunner):
     """Holds still in place of a commit's sync, and says so."""
 
     def run(self, argv: Sequence[str | Path], **options: Any) -> Result:
         """Run a program, or a long sleep in its place."""
         if argv[0] == "sync":
-            print("holding", flush=True)
+            say("holding")
             argv = ["sleep", "300"]
         return super().run(argv, **options)
 
@@ -84,7 +91,7 @@ class Lines:
 
     def emit(self, event: Event) -> None:
         """Print an event."""
-        print(event.kind, event.stage, event.text.replace("\n", " "), flush=True)
+        say(event.kind, event.stage, event.text.replace("\n", " "))
 
 
 def locked(cache: Path = CACHE) -> dict[str, tuple[LockedPackage, ...]]:
@@ -100,7 +107,9 @@ def locked(cache: Path = CACHE) -> dict[str, tuple[LockedPackage, ...]]:
     archive = Archive(name="debian", suite=SUITE, arch=ARCH, components=("main",), keyring=KEYRING)
     folder = AptFolder(cache / "apt", archive, runner)
     folder.update(log)
-    solved = {name: folder.solve([*BASE, *more]) for name, more in (("base", ()), ("runtime", RUNTIME), ("tools", TOOLS))}
+    solved = {
+        name: folder.solve([*BASE, *more]) for name, more in (("base", ()), ("runtime", RUNTIME), ("tools", TOOLS))
+    }
     lock = {"base": solved["base"]}
     for name in ("runtime", "tools"):
         lock[name] = tuple(package for package in solved[name] if package not in solved["base"])
@@ -122,9 +131,7 @@ def write_provision(folder: Path) -> Path:
     return folder
 
 
-def make_engine(
-    cache: Path, *, runner: process.Runner | None = None, progress: Progress | None = None
-) -> DirectEngine:
+def make_engine(cache: Path, *, runner: process.Runner | None = None, progress: Progress | None = None) -> DirectEngine:
     """Return an engine whose packages come from the tests' own cache."""
     runner = runner or RealRunner()
 
@@ -182,7 +189,7 @@ def bake(cache: Path, want: Want) -> None:
         engine.tools(layers[0], locked()["tools"])
         with engine.store.scratch(f"disk-{want.salt}") as work, engine.progress.stage("disk"):
             disk(engine, layers, work)
-    print("baked", layers[-1].id, flush=True)
+    say("baked", layers[-1].id)
 
 
 def through_the_command_line(cache: Path, want: Want) -> int:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from imagebuilder.direct import layers
-from imagebuilder.direct.layers import INFO, Layer, LayerStore, disk_usage, remove_tree
-from imagebuilder.errors import CacheError, HostError
+from imagebuilder.direct.layers import INFO, Layer, LayerStore, disk_usage, full_disk_named, remove_tree
+from imagebuilder.errors import CacheError, CommandError, HostError, ImagebuilderError, StepError
 from imagebuilder.process import Result
 
 ID = "1" * 64
@@ -253,20 +253,14 @@ def test_remove_tree_says_what_it_could_not_remove(tmp_path: Path, monkeypatch: 
     assert caught.value.hint == f"rm -r {tmp_path}"
 
 
-def test_remove_tree_waits_for_those_who_still_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a SIGKILL the last writes of a dying process can come while its tree is removed."""
-    real, left = layers.shutil.rmtree, [1, 2]
-
-    def rmtree(path: Path) -> None:
-        if left:
-            left.pop()
-            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
-        real(path)
-
-    monkeypatch.setattr(layers.shutil, "rmtree", rmtree)
-    (tmp_path / "tree").mkdir()
-    remove_tree(tmp_path / "tree")
-    assert names(tmp_path) == []
+@pytest.mark.parametrize("kind", [CommandError, StepError])
+@pytest.mark.parametrize("said", ["No space left on device", "E: You don't have enough free space in /var."])
+def test_a_full_disk_is_named_as_such(tmp_path: Path, kind: type[ImagebuilderError], said: str) -> None:
+    with pytest.raises(HostError, match="no space") as caught, full_disk_named(tmp_path):
+        raise kind("tar ended with exit code 2", context=f"tar: x: {said}")
+    assert "tar: x" in caught.value.context
+    with pytest.raises(kind), full_disk_named(tmp_path):
+        raise kind("tar ended with exit code 2", context="tar: x: Not found")
 
 
 def test_disk_usage_counts_a_hard_link_once(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""apt against a local archive. The archive, its packages and its keys are stand-ins; apt, gpg and mmdebstrap are real."""
+"""apt against a local archive: archive, packages and keys are stand-ins; apt, gpg and mmdebstrap are real."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from local_servers import Site, listening, silent
 
 from imagebuilder.content import sha256_bytes
 from imagebuilder.errors import ImagebuilderError, ToolMissingError, UnreachableError, UnresolvableError, UntrustedError
-from imagebuilder.events import Event, Progress, Stage, Tape
+from imagebuilder.events import Event, Stage, Tape
 from imagebuilder.model import LockedPackage
 from imagebuilder.process import RealRunner
-from imagebuilder.sources.apt import CONNECT_SECONDS, Archive, AptFolder, ExtraRepository
+from imagebuilder.sources.apt import CONNECT_SECONDS, AptFolder, Archive, ExtraRepository
 from imagebuilder.sources.debs import make_repository
 from imagebuilder.sources.download import Downloader
 
@@ -121,7 +121,7 @@ def test_an_archive_is_asked_and_packages_are_fetched(world: World, tmp_path: Pa
     built = world.local.debs["tool_3.1_amd64.deb"]
     assert (packages[3].sha256, packages[3].size) == (sha256_bytes(built), len(built))
     world.fetch(folder, packages)
-    assert world.left() == [*sorted(p.filename for p in packages), "tiny"]
+    assert world.left() == sorted([*(p.filename for p in packages), "tiny"])
     assert [event.done for event in world.tape.events if event.kind == "progress"] == [1, 2, 3, 4]
     assert Event(kind="progress", stage="fetch", done=4, total=4, unit="packages") in world.tape.events
     out = tmp_path / "repository"
@@ -284,7 +284,7 @@ def test_a_mirror_that_moved_on_after_the_lock(world: World) -> None:
 
 def flat(world: World, key: Key, tmp_path: Path, **changes: Any) -> ExtraRepository:
     """A stand-in for pkgs.k8s.io: a flat repository with its key beside it."""
-    made = publish(world.site, key, KUBERNETES, tmp_path / "k8s", suite="/")
+    made = publish(world.site, key, KUBERNETES, tmp_path / "k8s", suite="/", prefix="/k8s/v1.35/deb")
     key_url = world.site.serve("/k8s/v1.35/deb/Release.key", key.armored)
     repository = ExtraRepository(
         name="kubernetes", uri=f"{made.url}/", suite="/", components=(), key_url=key_url, fingerprint=key.fingerprint

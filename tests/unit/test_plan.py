@@ -1,0 +1,308 @@
+"""The plan: pure, the same for the same request, and its layer ids cover what the layers are made from."""
+
+from __future__ import annotations
+
+import builtins
+import dataclasses
+import io
+import json
+import os
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from imagebuilder import resources
+from imagebuilder.cells import all_cells, plan_request, split_os
+from imagebuilder.compat import load_compat
+from imagebuilder.content import sha256_file
+from imagebuilder.errors import IncompatibleError, UsageError
+from imagebuilder.model import LAYERS, BuildRequest
+from imagebuilder.plan import BuildPlan, layer_ids, plan, used_files
+from imagebuilder.profiles import load_profile
+from imagebuilder.steps import Step, load_steps
+from imagebuilder.targets import load_target
+
+GOLDEN = Path(__file__).parents[1] / "golden/plan"
+PROVISION = resources.folder("provision")
+CELLS = [cell for cell, reasons in all_cells() if "" in reasons.values()]
+NOTHING: Mapping[str, Any] = {name: {} for name in LAYERS}
+
+
+def wanted(**changes: Any) -> BuildPlan:
+    return plan_request(BuildRequest(**{"os": "debian", "target": "qemu", **changes}))
+
+
+@pytest.mark.parametrize("cell", [pytest.param(cell, id=str(cell)) for cell in CELLS])
+def test_the_plan_of_a_cell_is_the_golden_one(cell: Any) -> None:
+    """To accept a change, remove the file, run the test and look at the difference."""
+    made = wanted(os=cell.os, release=cell.release, arch=cell.arch, target=cell.target)
+    text = json.dumps(made.as_data(), indent=2, ensure_ascii=False) + "\n"
+    path = GOLDEN / f"{made.id}.json"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        pytest.fail(f"{path.name} was missing and is written now: look at it and commit it")
+    assert json.loads(path.read_text()) == made.as_data()
+    assert path.read_text() == text
+
+
+def test_there_is_a_golden_file_for_each_cell_and_no_other() -> None:
+    names = {wanted(os=c.os, release=c.release, arch=c.arch, target=c.target).id for c in CELLS}
+    assert names == {path.stem for path in GOLDEN.glob("*.json")}
+    assert {"debian-12-amd64-qemu-k1.35", "debian-13-amd64-raw-k1.35"} <= names
+
+
+def test_the_default_kubernetes_is_the_newest_that_the_containerd_carries() -> None:
+    assert wanted().kubernetes == "1.35"
+    assert (wanted().containerd, wanted(release="12").containerd) == ("1.7.24", "1.6.20")
+    newer = wanted(sources={"docker": "docker-ce"})
+    assert (newer.kubernetes_minor, newer.containerd) == (load_compat().minors()[-1], "2.2.0")
+    assert newer.id == f"debian-13-amd64-qemu-k{newer.kubernetes_minor}"
+    assert newer.layer("runtime").packages == ("docker-ce", "docker-ce-cli", "containerd.io")
+
+
+@pytest.mark.parametrize("version", ["1.36", "1.37", "1.37.2"])
+def test_docker_ce_makes_newer_minors_plannable(version: str) -> None:
+    made = wanted(kubernetes=version, sources={"docker": "docker-ce"})
+    assert (made.kubernetes, made.kubernetes_minor) == (version, version[:4])
+    assert made.id == f"debian-13-amd64-qemu-k{version[:4]}"
+
+
+def test_a_kubelet_that_the_containerd_cannot_carry() -> None:
+    with pytest.raises(IncompatibleError, match=r"Kubernetes 1\.36 needs containerd >= 2\.0.*this image has") as caught:
+        wanted(kubernetes="1.36")
+    assert "--kubernetes 1.35 runs with containerd 1.7.24" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("changes", "message", "hint"),
+    [
+        pytest.param({"os": "debain"}, '"debain" (did you mean "debian"?)', "debian", id="os"),
+        pytest.param({"release": "14"}, 'no release "14"', "release: 12, 13", id="release"),
+        pytest.param({"arch": "amd46"}, '"amd46" (did you mean "amd64"?)', "arch: amd64", id="arch"),
+        pytest.param({"target": "qmeu"}, '"qmeu" (did you mean "qemu"?)', "target: ", id="target"),
+        pytest.param({"engine": "dirct"}, '"dirct" (did you mean "direct"?)', "--engine auto", id="engine"),
+        pytest.param({"kubernetes": "1.34"}, '"1.34" is not known (did you mean "1.35"?)', "1.36", id="minor"),
+        pytest.param({"kubernetes": "latest"}, '"latest" is not a version', "like 1.35", id="version"),
+        pytest.param(
+            {"sources": {"kubernets": "x"}}, '"kubernets" (did you mean "kubernetes"?)', "NAME=KIND", id="component",
+        ),
+        pytest.param(
+            {"sources": {"docker": "docker-cee"}}, '"docker-cee" (did you mean "docker-ce"?)',
+            "--source docker=distro|docker-ce", id="source",
+        ),
+        pytest.param(
+            {"sources": {"kubernetes": "go-module"}}, '(did you mean "go-modules"?)',
+            "--source kubernetes=packages|binaries|go-modules|file", id="source-with-file",
+        ),
+        pytest.param({"sources": {"docker": "file:/opt"}}, 'docker has no source "file"', "distro", id="no-programs"),
+        pytest.param(
+            {"sources": {"kubernetes": "file:"}}, "names no folder", "--source kubernetes=file:DIR", id="no-folder"
+        ),
+        pytest.param({"sources": {"cni": "file"}}, "names no folder", "--source cni=file:DIR", id="no-colon"),
+    ],
+)  # fmt: skip
+def test_what_does_not_exist_is_refused_and_the_nearest_named(changes: Any, message: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        wanted(**changes)
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_a_cell_that_no_engine_can_make() -> None:
+    with pytest.raises(UsageError, match="no engine can make Debian 13 arm64 for QEMU") as caught:
+        wanted(arch="arm64")
+    assert caught.value.context == (
+        "direct: the direct engine cannot run programs of the architecture arm64 yet (amd64)"
+    )
+    assert caught.value.hint == "imagebuilder list cells"
+
+
+def test_forced_sources_stand_alone() -> None:
+    free, forced = wanted(), wanted(sources={"kubernetes": "file:/opt/k8s", "cni": "distro"})
+    assert free.sources["kubernetes"][0] == "packages"
+    assert len(free.sources["kubernetes"]) > 1
+    assert forced.sources == {**free.sources, "kubernetes": ("file:/opt/k8s",), "cni": ("distro",)}
+
+
+def test_packages_go_where_they_belong() -> None:
+    made = wanted(packages=("jq", "tmux"))
+    assert made.layer("site").packages == ("jq", "tmux")
+    assert "linux-image-cloud-amd64" in made.layer("base").packages
+    assert "linux-image-amd64" in wanted(target="raw").layer("base").packages
+    assert made.layer("kubernetes").packages == ()
+
+
+def test_os_and_release_are_split() -> None:
+    assert split_os("debian-13") == ("debian", "13")
+    assert split_os("debian") == ("debian", "")
+
+
+def test_plan_touches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No disk, network, program, clock or environment; also with empty caches of our own."""
+    request = BuildRequest(
+        os="debian", target="qemu", sources={"docker": "docker-ce"}, overlays=(Path("/nonexistent"),)
+    )
+    profile = load_profile("debian", release="13", arch="amd64", target="qemu")
+    target, compat, steps = load_target("qemu"), load_compat(), load_steps()
+    expected = plan(request, profile=profile, target=target, compat=compat, steps=steps).as_data()
+
+    def refuse(*args: Any, **_: Any) -> NoReturn:
+        raise AssertionError(f"plan() is not pure: {args}")
+
+    for module, names in (
+        (builtins, ("open",)),
+        (io, ("open",)),
+        (os, ("open", "stat", "lstat", "listdir", "scandir", "getcwd", "getenv", "urandom")),
+        (socket, ("socket", "create_connection", "getaddrinfo")),
+        (subprocess, ("Popen", "run")),
+        (time, ("time", "monotonic", "time_ns", "sleep")),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, refuse)
+    monkeypatch.setattr(os, "environ", type("Guard", (), {"__getattr__": refuse, "__getitem__": refuse})())
+    monkeypatch.setattr("imagebuilder.compat._load", refuse)  # it is given what it needs
+    try:
+        made = plan(request, profile=profile, target=target, compat=compat, steps=steps).as_data()
+    finally:
+        monkeypatch.undo()
+    assert made == expected
+
+
+def test_plan_uses_the_table_that_it_is_given() -> None:
+    profile = load_profile("debian", release="13", arch="amd64", target="qemu")
+    table = load_compat()
+    small = table.model_copy(update={"kubernetes": {"1.36": table.kubernetes["1.36"]}})
+    request = BuildRequest(os="debian", target="qemu")
+    with pytest.raises(IncompatibleError, match=r"no known Kubernetes runs with containerd 1\.7\.24"):
+        plan(request, profile=profile, target=load_target("qemu"), compat=small, steps=load_steps())
+
+
+# --- layer ids
+
+
+def hashes() -> dict[str, str]:
+    files = (path for path in sorted(PROVISION.rglob("*")) if path.is_file())
+    return {path.relative_to(PROVISION).as_posix(): sha256_file(path) for path in files}
+
+
+def changed(made: BuildPlan, other: BuildPlan | None = None, inputs: Any = NOTHING, files: Any = None) -> list[str]:
+    """Return the layers whose ids change."""
+    before = layer_ids(made, NOTHING, hashes())
+    after = layer_ids(other or made, inputs, {**hashes(), **(files or {})})
+    return [name for name in LAYERS if before[name] != after[name]]
+
+
+def test_layer_ids_are_stable_and_differ() -> None:
+    made = wanted()
+    ids = layer_ids(made, NOTHING, hashes())
+    assert list(ids) == list(LAYERS)
+    assert len(set(ids.values())) == len(LAYERS)
+    assert changed(made) == []
+    assert changed(made, wanted()) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "layers"),
+    [
+        pytest.param("steps/kubernetes/10-kubernetes.sh", ["kubernetes", "site"], id="step"),
+        pytest.param(
+            "services/kubelet/systemd/root/etc/systemd/system/kubelet.service", ["kubernetes", "site"], id="service"
+        ),
+        pytest.param("files/crictl.yaml", ["kubernetes", "site"], id="file"),
+        pytest.param("steps/site/90-clean.sh", ["site"], id="site"),
+        pytest.param("steps/runtime/10-packages.sh", ["runtime", "kubernetes", "site"], id="runtime"),
+        pytest.param("lib.sh", list(LAYERS), id="library"),
+        pytest.param("run-steps.sh", list(LAYERS), id="runner"),
+        pytest.param("family/debian.sh", list(LAYERS), id="family"),
+        pytest.param("init/systemd.sh", list(LAYERS), id="init"),
+        pytest.param("boot.toml", [], id="documentation"),
+        pytest.param("family/redhat.sh", [], id="another-family"),
+        pytest.param("services/kubelet/sysvinit/root/etc/init.d/kubelet", [], id="another-init"),
+    ],
+)
+def test_a_changed_file_rebuilds_what_is_made_from_it(path: str, layers: list[str]) -> None:
+    assert changed(wanted(), files={path: "changed"}) == layers
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_changed_inputs_rebuild_their_layer_and_those_above(name: str) -> None:
+    inputs = {**NOTHING, name: {"payloads": {"kubernetes": "other"}}}
+    assert changed(wanted(), inputs=inputs) == list(LAYERS[LAYERS.index(name) :])
+
+
+@pytest.mark.parametrize(
+    ("setting", "layers"),
+    [
+        pytest.param("IB_MASKED_SERVICES", list(LAYERS), id="base"),
+        pytest.param("IB_PAUSE_IMAGE", ["kubernetes", "site"], id="kubernetes"),
+        pytest.param("IB_HOLD_PACKAGES", ["kubernetes", "site"], id="hold"),
+        pytest.param("IB_NOBODY_WANTS_THIS", [], id="unused"),
+    ],
+)
+def test_a_setting_rebuilds_the_layers_whose_steps_want_it(setting: str, layers: list[str]) -> None:
+    made = wanted()
+    other = dataclasses.replace(made, settings={**made.settings, setting: "changed"})
+    assert changed(made, other) == layers
+
+
+def test_another_kubernetes_keeps_base_and_runtime() -> None:
+    one, other = (wanted(kubernetes=version, sources={"docker": "docker-ce"}) for version in ("1.36", "1.35"))
+    assert changed(one, other) == ["kubernetes", "site"]
+
+
+def test_every_layer_is_made_from_its_own_steps() -> None:
+    made = wanted()
+    files = {layer.name: used_files(layer, made.profile, hashes()) for layer in made.layers}
+    steps = [path for paths in files.values() for path in paths if path.startswith("steps/")]
+    assert len(steps) == len(set(steps))
+    assert set(steps) == {f"steps/{step.key}.sh" for layer in made.layers for step in layer.steps}
+
+
+# --- what a step uses is what its header says: else a change would not rebuild it
+
+USED = {
+    "services": re.compile(r"\bservice_install ([a-z0-9-]+)"),
+    "render": re.compile(r'\brender "?([A-Za-z0-9/._$-]+)"?'),
+    "files": re.compile(r"\$\{?IB_PROVISION\}?/files/([A-Za-z0-9/._-]+)"),
+}
+
+
+def uses_of(text: str) -> set[str]:
+    """Return what a script's code reads below provision/, as ``uses:`` names it; ``$format`` stands for any text."""
+    code = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+    found = {f"services/{name}" for name in USED["services"].findall(code)}
+    names = {name.strip('"') for name in (*USED["render"].findall(code), *USED["files"].findall(code))}
+    for name in names:
+        pattern = "*".join(re.split(r"\$[a-z_]+", name))
+        found |= {path.relative_to(PROVISION).as_posix() for path in (PROVISION / "files").glob(pattern)} or {name}
+    if re.search(r"\bimages_preload\b", code):  # a word of lib.sh that renders this file
+        found.add("files/containerd/preload.toml")
+    return found
+
+
+@pytest.mark.parametrize("step", [pytest.param(step, id=step.key) for step in load_steps()])
+def test_a_step_states_what_it_uses(step: Step) -> None:
+    assert set(step.uses) == uses_of(step.path.read_text())
+
+
+def test_the_library_renders_only_what_its_callers_state() -> None:
+    """Whoever makes another word of lib.sh read a file must say so in uses_of, above."""
+    code = [line for line in (PROVISION / "lib.sh").read_text().splitlines() if not line.lstrip().startswith("#")]
+    assert USED["render"].findall("\n".join(code)) == ["containerd/preload.toml"]
+    for path in (*PROVISION.glob("family/*.sh"), *PROVISION.glob("init/*.sh")):
+        assert not USED["render"].search(path.read_text())
+        assert not USED["files"].search(path.read_text())
+
+
+def test_nothing_is_in_provision_that_nobody_uses() -> None:
+    made = {use for step in load_steps() for use in step.uses}
+    services = {f"services/{path.name}" for path in (PROVISION / "services").iterdir()}
+    files = {path.relative_to(PROVISION).as_posix() for path in (PROVISION / "files").rglob("*") if path.is_file()}
+    assert services | files == made
