@@ -133,8 +133,8 @@ def test_steps_are_short(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= STEP_LINES
 
 
-# A developer's own folders; not the dot files of a guest's root, and not a sandbox's /work/disk.raw.
-OWN = re.compile(r"(?<![\w}.*>$)])/(?:root/(?!\.)|work/(?!disk\.raw)|home/\w+/)[\w.-][\w./-]*")
+# A developer's own folders; not the dot files of a guest's root.
+OWN = re.compile(r"(?<![\w}.*>$)])/(?:root/(?!\.)|work/|home/\w+/)[\w.-][\w./-]*")
 FOLDERS = ("imagebuilder", "os_profiles", "targets", "provision", "components", "docs", "examples", "bench", "packer",
            "tests", ".github")  # fmt: skip
 SKIPPED = {"__pycache__", ".venv", "_data"}
