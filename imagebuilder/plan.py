@@ -22,6 +22,7 @@ from imagebuilder.targets import Target
 
 GIB = 1 << 30
 BELOW = {"runtime": "base", "kubernetes": "runtime", "site": "kubernetes", "tools": "base"}
+REPOSITORY_OF = {"packages": "kubernetes", "docker-ce": "docker-ce"}  # source kinds that need an extra repository
 FILE_SOURCE = "file"  # --source kubernetes=file:<dir>: taken from a folder, whatever the profile lists
 
 
@@ -42,7 +43,13 @@ ENGINES = {
         families=frozenset({"debian"}),
         architectures=frozenset({"amd64"}),
         formats=frozenset({"raw", "qcow2"}),
-    )
+    ),
+    "packer": Engine(
+        name="packer",
+        families=frozenset({"debian", "redhat"}),
+        architectures=frozenset({"amd64", "arm64"}),
+        formats=frozenset({"none", "raw", "qcow2", "vmdk", "ova", "tar.gz", "vhd", "box"}),
+    ),
 }
 
 
@@ -149,7 +156,7 @@ def plan(
         cell=cell, engine=engine, engine_reason=reason, profile=profile, target=target,
         kubernetes=kubernetes, kubernetes_minor=minor, known_patch=known.patch, containerd=containerd,
         pause_image=known.pause, sources=sources,
-        layers=_layers(request, profile, target, steps, docker),
+        layers=_layers(request, profile, target, steps, docker, engine),
         disk=DiskPlan(
             format=target.format, extension=target.extension, size=target.size_gib * GIB, firmware=target.firmware,
             kernel_arguments=(*target.kernel_arguments, *(f"console={name}" for name in target.consoles)),
@@ -220,7 +227,7 @@ def choose_sources(profile: Profile, forced: Mapping[str, str]) -> dict[str, tup
 
 
 def _layers(
-    request: BuildRequest, profile: Profile, target: Target, steps: Sequence[Step], docker: str
+    request: BuildRequest, profile: Profile, target: Target, steps: Sequence[Step], docker: str, engine: str
 ) -> tuple[LayerPlan, ...]:
     packages = {
         "base": (*profile.packages.base, profile.kernel[target.kernel]),
@@ -228,7 +235,9 @@ def _layers(
         "kubernetes": (),  # only when the sources taken are packages: resolve adds them
         "site": (*target.packages(profile.family), *request.packages),
     }
-    facts = [name for name, true in (("cloud_init", target.cloud_init),) if true]
+    # A machine that Packer made has no local repository of exact packages: it asks the world's own.
+    stated = (("cloud_init", target.cloud_init), ("repositories", engine == "packer"))
+    facts = [name for name, true in stated if true]
     chosen = select(steps, profile.family, target.name, facts)
     return tuple(
         LayerPlan(

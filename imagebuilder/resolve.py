@@ -20,7 +20,7 @@ from imagebuilder.errors import ImagebuilderError, UnreachableError, Unresolvabl
 from imagebuilder.events import Progress, Stage
 from imagebuilder.images import ImageData, load_image
 from imagebuilder.model import FORMAT_VERSION, LockedFile, LockedPackage, ModuleBuild, plain
-from imagebuilder.plan import BELOW, FILE_SOURCE, BuildPlan
+from imagebuilder.plan import BELOW, FILE_SOURCE, REPOSITORY_OF, BuildPlan
 from imagebuilder.process import Runner
 from imagebuilder.sources import apt, gomodules
 from imagebuilder.sources.binaries import Binaries
@@ -30,7 +30,6 @@ from imagebuilder.sources.registry import Registry
 
 MAX_AGE = 6 * 3600.0  # seconds that an answer is good for: Debian's archive is updated four times a day
 LAYER_OF = {"docker": "runtime", "cni": "runtime", "kubernetes": "kubernetes", "crictl": "kubernetes"}
-REPOSITORY_OF = {"packages": "kubernetes", "docker-ce": "docker-ce"}  # source kinds that need an extra repository
 PAUSE = "pause"
 
 
