@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from imagebuilder.compat import load_compat
 from imagebuilder.model import BuildRequest, Cell
@@ -29,6 +30,22 @@ def all_cells() -> list[tuple[Cell, Mapping[str, str]]]:
     """Return every cell with, per engine, why it cannot make it; an empty string when it can."""
     targets = [load_target(name) for name in target_names()]
     return [found for target in targets for found in cells(_profiles(target.name), [target])]
+
+
+def plan_cells(request: BuildRequest, *, engine: str) -> Iterator[BuildPlan]:
+    """Yield the plan of every cell that an engine can make; what the request names narrows the choice.
+
+    Raises:
+        UsageError, IncompatibleError, DataError: as :func:`plan_request` does.
+    """
+    for cell, reasons in all_cells():
+        wanted = (request.os, request.release, request.arch, request.target)
+        names = (cell.os, cell.release, cell.arch, cell.target)
+        if reasons[engine] or any(want not in ("", name) for want, name in zip(wanted, names, strict=True)):
+            continue
+        yield plan_request(
+            replace(request, os=cell.os, release=cell.release, arch=cell.arch, target=cell.target, engine=engine)
+        )
 
 
 def split_os(text: str) -> tuple[str, str]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from imagebuilder.errors import UsageError
@@ -137,6 +138,11 @@ def code_of(text: str) -> Iterator[tuple[int, str, int]]:
 
 def scan(text: str) -> Line:
     """Return what the layout of a line depends on."""
+    return replace(_scan(text))
+
+
+@lru_cache(maxsize=8192)  # cells have most of their lines in common
+def _scan(text: str) -> Line:
     line, since = Line(text=text), 0
     first = -1
     for at, character, _ in code_of(text):
@@ -154,6 +160,7 @@ def scan(text: str) -> Line:
     return line
 
 
+@lru_cache(maxsize=2048)  # and many of their files
 def format_hcl(text: str) -> str:
     """Return HCL as ``packer fmt`` writes it; runs of blank lines become one, as templates leave them behind."""
     lines: list[Line] = []

@@ -1,4 +1,4 @@
-"""A plan becomes a folder for Packer: decides what is in each file. Pure; :mod:`imagebuilder.packer.folder` writes it."""
+"""A plan becomes a folder for Packer: what is in each file. :mod:`imagebuilder.packer.folder` writes it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,7 +148,7 @@ def _script_name(layer: LayerPlan) -> str:
 
 def _packages(plan: BuildPlan, supplies: Supplies, kubernetes: str) -> dict[str, tuple[str, tuple[str, ...]]]:
     """Return per component the kind of source, and the packages; none where its programs are supplied."""
-    chosen = {}
+    chosen: dict[str, tuple[str, tuple[str, ...]]] = {}
     pin = "{}={}-*" if plan.profile.package_format == "deb" else "{}-{}-*"
     for name, kinds in plan.sources.items():
         if name in supplies.payloads:
@@ -205,13 +205,7 @@ class _Texts:
 
     def variables(self) -> list[dict[str, str]]:
         """Return name, description and kind of the variables, in their order."""
-        found = []
-        for block in read("variables.pkr.hcl", self._done["variables.pkr.hcl"]).body.blocks:
-            secret = "secret" if block.body.text("sensitive") == "true" else ""
-            known = "default" if "default" in block.body.attributes else ""
-            description = block.body.text("description").strip('"')
-            found.append({"name": block.labels[0], "description": description, "kind": secret, "known": known})
-        return found
+        return _variables(self._done["variables.pkr.hcl"])
 
     def readme(self, values: Mapping[str, Any]) -> str:
         """Return the README; it names the variables that have no value yet."""
@@ -221,7 +215,8 @@ class _Texts:
         return self._render("README.md.j2", variables=kinds, required=required)
 
     def _uses(self, name: str) -> bool:
-        return any(re.search(rf"(?<![\w.]){re.escape(name)}\b(?!-)", text) for text in self._done.values())
+        word = _word(name)
+        return any(name in text and word.search(text) for text in self._done.values())
 
     def _make(self, name: str, part: str, **more: Any) -> None:
         self._done[name] = format_hcl(self._render(part, **more))
@@ -232,10 +227,26 @@ class _Texts:
         try:
             return self._jinja.get_template(part).render(self._context, **more)
         except jinja2.TemplateNotFound as error:
-            raise DataError(f"packer/{part} is missing", hint=f"write it: {self._target} has the engine packer") from error
+            raise DataError(f"packer/{part} is missing", hint=f"{self._target} has the engine packer") from error
         except jinja2.TemplateError as error:
             line = getattr(error, "lineno", None) or _line_in(error, part)
             raise DataError(f"packer/{part}:{line}: {error}", hint="correct the part") from error
+
+
+@cache
+def _word(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![\w.]){re.escape(name)}\b(?!-)")
+
+
+@lru_cache(maxsize=256)
+def _variables(text: str) -> list[dict[str, str]]:
+    found = []
+    for block in read("variables.pkr.hcl", text).body.blocks:
+        secret = "secret" if block.body.text("sensitive") == "true" else ""
+        known = "default" if "default" in block.body.attributes else ""
+        description = block.body.text("description").strip('"')
+        found.append({"name": block.labels[0], "description": description, "kind": secret, "known": known})
+    return found
 
 
 def _line_in(error: BaseException, part: str) -> int:
@@ -332,7 +343,8 @@ def _layer_script(layer: LayerPlan, env: Mapping[str, str]) -> str:
             '    rm "$archive"',
             "done",
         ]
-    lines.append(" \\\n    ".join(['/bin/sh "$IB_PROVISION/run-steps.sh"', *(f"{step.key}.sh" for step in layer.steps)]))
+    words = ['/bin/sh "$IB_PROVISION/run-steps.sh"', *(f"{step.key}.sh" for step in layer.steps)]
+    lines.append(" \\\n    ".join(words))
     return "\n".join(lines) + "\n"
 
 

@@ -67,7 +67,7 @@ class Source:
     problems: list[tuple[int, str]] = field(default_factory=list)
 
 
-class _Broken(Exception):
+class _BrokenError(Exception):
     """Reading cannot go on."""
 
     def __init__(self, line: int, text: str) -> None:
@@ -84,7 +84,7 @@ def read(name: str, text: str) -> Source:
     try:
         tokens = list(_Lexer(text, source).tokens())
         _Parser(tokens, source).file()
-    except _Broken as broken:
+    except _BrokenError as broken:
         source.problems.append((broken.line, broken.text))
     return source
 
@@ -108,7 +108,7 @@ class _Lexer:
                 continue
             found = _PLAIN.match(self._text, self._at)
             if found is None:
-                raise _Broken(line, f"unexpected character {self._text[self._at]!r}")
+                raise _BrokenError(line, f"unexpected character {self._text[self._at]!r}")
             word = found[0]
             self._at = found.end()
             self._line += word == "\n"
@@ -122,7 +122,7 @@ class _Lexer:
             before = [before[1], word]
             yield Token(word, line)
         if inside:
-            raise _Broken(self._line, "an interpolation has no end")
+            raise _BrokenError(self._line, "an interpolation has no end")
 
     def _string(self) -> str:
         start, line = self._at, self._line
@@ -141,7 +141,7 @@ class _Lexer:
                 self._at += len(escape[0]) if escape else 2
             else:
                 self._template(rest)
-        raise _Broken(line, "a string has no end on its line")
+        raise _BrokenError(line, "a string has no end on its line")
 
     def _template(self, rest: str) -> None:
         """Step over one character of a string or heredoc, or over an interpolation."""
@@ -159,7 +159,7 @@ class _Lexer:
         start, line = self._at, self._line
         end = re.compile(rf"^[ \t]*{begin[1]}$", re.M).search(self._text, begin.end())
         if end is None:
-            raise _Broken(line, f"the heredoc {begin[1]} has no end")
+            raise _BrokenError(line, f"the heredoc {begin[1]} has no end")
         self._at, self._line = begin.end(), line + 1
         while self._at < end.start():
             self._template(self._text[self._at : self._at + 3])
@@ -195,7 +195,7 @@ class _Parser:
             if token.text == end:
                 return
             if not token.name or token.text[0] == '"':
-                raise _Broken(token.line, f"expected a name, not {token.text.strip() or 'the end of the file'}")
+                raise _BrokenError(token.line, f"expected a name, not {token.text.strip() or 'the end of the file'}")
             if self._peek().text == "=":
                 self._at += 1
                 self._attribute(body, token)
@@ -218,7 +218,8 @@ class _Parser:
             labels.append(self._next().name)
         brace = self._next()
         if brace.text != "{":
-            raise _Broken(brace.line, f"{kind.text}: expected = or {{, not {brace.text.strip() or 'the end of the line'}")
+            found = brace.text.strip() or "the end of the line"
+            raise _BrokenError(brace.line, f"{kind.text}: expected = or {{, not {found}")
         block = Block(kind=kind.text, labels=tuple(labels), line=kind.line, body=Body())
         body.blocks.append(block)
         self._body(block.body, end="}")
@@ -243,12 +244,12 @@ class _Parser:
             token = self._next()
             value.append(token)
             if not token.text:
-                raise _Broken(opening.line, f"{opening.text} is never closed")
+                raise _BrokenError(opening.line, f"{opening.text} is never closed")
             if token.text in _OPEN:
                 value += self._brackets(token)
             elif token.text in _CLOSE:
                 if token.text != _OPEN[opening.text]:
-                    raise _Broken(token.line, f"{opening.text} of line {opening.line} is closed by {token.text}")
+                    raise _BrokenError(token.line, f"{opening.text} of line {opening.line} is closed by {token.text}")
                 return value
             elif token.text in (",", "\n"):
                 since = True
