@@ -104,21 +104,6 @@ class Paths(Strict):
     cni_bin: str = Field(description="Folder in which containerd looks for CNI plugins.")
 
 
-class CloudImage(Strict):
-    """A disk image that its publisher offers for download."""
-
-    ssh_user: str = Field(description="User of the image.")
-    url: str = Field(description="Address of the image.")
-    checksum_url: str = Field(description="Address of the list of checksums.")
-    format: Literal["qcow2", "raw"] = Field(description="Format of the image.")
-
-
-class SourceImages(Strict):
-    """What Packer starts from, by kind."""
-
-    cloud_image: CloudImage | None = Field(default=None, description="A disk image.")
-
-
 class ProfileData(Strict):
     """What a profile's files must state together."""
 
@@ -137,8 +122,6 @@ class ProfileData(Strict):
     paths: Paths = Field(description="Where the operating system keeps what the steps write.")
     masked_generators: Strings = Field(default=(), description="Unit generators that must never run on a node.")
     masked_services: Strings = Field(default=(), description="Services that cost time at boot for nothing.")
-    source_images: SourceImages = Field(default=SourceImages(), description="What Packer starts from, by source kind.")
-    subscription: bool = Field(default=False, description="Whether packages need a subscription while building.")
     hold: Strings = Field(description="Packages that are never upgraded on a node; those installed are held.")
 
 

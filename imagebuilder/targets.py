@@ -39,9 +39,6 @@ class TargetData(Strict):
     engines: Engines = Field(description="Engines that can build it, the preferred one first.", min_length=1)
     source_kind: str = Field(description="Kind of source image that Packer starts from.")
     masked_services: Strings = Field(default=(), description="Services that must never start here.")
-    builder: str = Field(default="", description="Packer's type of builder.")
-    plugin: str = Field(default="", description="Source address of the builder's plugin.")
-    plugin_version: str = Field(default="", description="Constraint on the plugin's version.")
 
 
 class Target(TargetData):
