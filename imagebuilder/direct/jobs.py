@@ -92,7 +92,7 @@ def _environment(plan: BuildPlan, lock: Lock, materials: Materials) -> dict[str,
     env |= {
         "IB_RUNTIME_PACKAGES": " ".join(docker.packages),
         "IB_KUBERNETES_VERSION": lock.kubernetes,
-        "IB_GUEST_PACKAGES": " ".join(target.packages(profile.family)),
+        "IB_GUEST_PACKAGES": " ".join(target.packages(profile.name, profile.family)),
         "IB_SITE_PACKAGES": " ".join(plan.request.packages),
         "IB_PAUSE_ARCHIVE": f"{INSIDE}/pause.tar",
         "IB_SITE_OVERLAYS": f"{INSIDE}/overlays",
