@@ -8,7 +8,8 @@ from dataclasses import replace
 from imagebuilder.compat import load_compat
 from imagebuilder.model import BuildRequest, Cell
 from imagebuilder.plan import BuildPlan, cells, plan
-from imagebuilder.profiles import Profile, load_profile, profile_names, releases
+from imagebuilder.profile_data import Profile
+from imagebuilder.profiles import load_profile, profile_names, releases
 from imagebuilder.steps import load_steps
 from imagebuilder.targets import load_target, target_names
 

@@ -15,7 +15,7 @@ from imagebuilder.compat import Compat, minor_of
 from imagebuilder.content import content_id
 from imagebuilder.errors import UsageError
 from imagebuilder.model import FORMAT_VERSION, LAYERS, BuildRequest, Cell, plain
-from imagebuilder.profiles import Component, Profile, Repository
+from imagebuilder.profile_data import Component, Profile, Repository
 from imagebuilder.steps import Step, select
 from imagebuilder.strict import did_you_mean
 from imagebuilder.targets import Target

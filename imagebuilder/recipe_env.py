@@ -34,7 +34,7 @@ def environment(
     env |= {
         "IB_RUNTIME_PACKAGES": " ".join(packages["docker"]),
         "IB_KUBERNETES_VERSION": kubernetes,
-        "IB_GUEST_PACKAGES": " ".join(plan.target.packages(plan.profile.family)),
+        "IB_GUEST_PACKAGES": " ".join(plan.target.packages(plan.profile.name, plan.profile.family)),
         "IB_SITE_PACKAGES": " ".join(plan.request.packages),
         "IB_PAUSE_ARCHIVE": f"{inside}/pause.tar" if pause else "",
         "IB_SITE_OVERLAYS": f"{inside}/overlays",

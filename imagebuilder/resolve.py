@@ -212,8 +212,8 @@ class _Asking:
         self._added: set[str] = set()
         profile, mirrors = plan.profile, plan.request.mirrors
         archive = apt.Archive(
-            name=profile.name, suite=profile.suite, arch=profile.arch, components=profile.bootstrap.components,
-            keyring=profile.bootstrap.keyring, mirror=mirrors.get(profile.name, ""),
+            name=profile.name, suite=profile.suite, arch=profile.arch, components=profile.archive.components,
+            keyring=profile.archive.keyring, mirror=mirrors.get(profile.name, ""),
         )  # fmt: skip
         self._folder = apt.AptFolder(resolver.cache / "apt" / apt.folder_key(archive), archive, resolver.runner)
 

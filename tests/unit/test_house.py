@@ -20,7 +20,7 @@ LEVELS = (
     {"direct", "packer", "verify", "publish", "datapackage", "pki"},
     {"vm"},
     {"cells", "plan", "recipe_env", "resolve", "fetch"},
-    {"profiles", "targets", "steps", "images", "compat", "config", "schema", "strict", "sources"},
+    {"profile_data", "profiles", "targets", "steps", "images", "compat", "config", "schema", "strict", "sources"},
     {"process", "events", "resources", "content"},
     {"model", "errors", "__init__"},
 )
