@@ -294,9 +294,12 @@ def used_files(layer: LayerPlan, profile: Profile, provision: Mapping[str, str])
     own = {step.path.relative_to(step.path.parents[2]).as_posix() for step in layer.steps}
     own |= {"lib.sh", "run-steps.sh", f"family/{profile.family}.sh", f"init/{profile.init}.sh"}
     folders = [
-        f"services/{use.partition('/')[2]}/{profile.init}/" if use.startswith("services/") else use
-        for step in layer.steps
-        for use in step.uses
+        f"family/{profile.family}/",
+        *(
+            f"services/{use.partition('/')[2]}/{profile.init}/" if use.startswith("services/") else use
+            for step in layer.steps
+            for use in step.uses
+        ),
     ]
     own |= {path for path in provision if any(path == use or path.startswith(f"{use.rstrip('/')}/") for use in folders)}
     return sorted(own)
