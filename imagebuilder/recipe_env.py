@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+from imagebuilder.errors import UsageError
 from imagebuilder.plan import BuildPlan, LayerPlan
 
+REPOSITORY_OF = {"packages": "kubernetes", "docker-ce": "docker-ce"}  # source kinds that need an extra repository
 ALWAYS = frozenset({"IB_FAMILY", "IB_INIT"})  # lib.sh wants them, whatever the step states
 
 
@@ -51,3 +53,25 @@ def layer_environment(layer: LayerPlan, env: Mapping[str, str]) -> dict[str, str
     """Return the variables that a layer's steps state, and no others."""
     names = {name for step in layer.steps for name in step.inputs} | ALWAYS
     return {name: value for name, value in env.items() if name in names}
+
+
+def repositories(plan: BuildPlan, kinds: Sequence[str]) -> str:
+    """Return the outside repositories that these kinds of source want, as ``IB_REPOSITORIES`` has them.
+
+    One word for each: NAME|URI|SUITE|COMPONENTS|KEY|FINGERPRINT, see provision/steps/runtime/05-repositories.sh.
+
+    Raises:
+        UsageError: the profile does not have one of them.
+    """
+    words = []
+    for name in dict.fromkeys(REPOSITORY_OF[kind] for kind in kinds if kind in REPOSITORY_OF):
+        repository = plan.repository(name)
+        if repository is None:
+            raise UsageError(f"{plan.profile.title} has no repository {name}", hint="another --source")
+        minor, mirror = plan.kubernetes_minor, plan.request.mirrors.get(name, "")
+        uri, key = repository.uri_for(minor), repository.key_url_for(minor)
+        if mirror:
+            uri, key = mirror, key.replace(uri.rstrip("/"), mirror.rstrip("/"), 1)
+        fingerprint = plan.request.keys.get(name, repository.fingerprint)
+        words.append("|".join((name, uri, repository.suite, ",".join(repository.components), key, fingerprint)))
+    return " ".join(words)

@@ -20,8 +20,9 @@ from imagebuilder.errors import ImagebuilderError, UnreachableError, Unresolvabl
 from imagebuilder.events import Progress, Stage
 from imagebuilder.images import ImageData, load_image
 from imagebuilder.model import FORMAT_VERSION, LockedFile, LockedPackage, ModuleBuild, plain
-from imagebuilder.plan import BELOW, FILE_SOURCE, REPOSITORY_OF, BuildPlan
+from imagebuilder.plan import BELOW, FILE_SOURCE, BuildPlan
 from imagebuilder.process import Runner
+from imagebuilder.recipe_env import REPOSITORY_OF
 from imagebuilder.sources import apt, gomodules
 from imagebuilder.sources.binaries import Binaries
 from imagebuilder.sources.download import Downloader

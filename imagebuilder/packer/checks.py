@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from imagebuilder.errors import CheckFailedError
-from imagebuilder.packer.syntax import Source, read
+from imagebuilder.packer.syntax import Source, declared, read
 
 TEMPLATE, VALUES = ".pkr.hcl", ".pkrvars.hcl"
 SHOWN = 20  # lines of problems in one error
@@ -48,21 +48,6 @@ def problems(files: Mapping[str, str], *, parse: bool = True) -> Iterator[str]:
             yield from _parsed(source.name, files[source.name])
 
 
-def declared(sources: list[Source]) -> dict[str, dict[str, tuple[str, int]]]:
-    """Return per kind (``var``, ``local``) the names that are declared, with file and line."""
-    found: dict[str, dict[str, tuple[str, int]]] = {"var": {}, "local": {}}
-    for source in sources:
-        for block in source.body.blocks:
-            if block.kind == "variable" and block.labels:
-                found["var"][block.labels[0]] = (source.name, block.line)
-            if block.kind == "local" and block.labels:
-                found["local"][block.labels[0]] = (source.name, block.line)
-            if block.kind == "locals":
-                for name, tokens in block.body.attributes.items():
-                    found["local"][name] = (source.name, tokens[0].line if tokens else block.line)
-    return found
-
-
 def _names(templates: list[Source], values: list[Source]) -> Iterator[str]:
     known = declared(templates)
     used = Counter(name for source in templates for _, name in source.references)
@@ -80,9 +65,7 @@ def _names(templates: list[Source], values: list[Source]) -> Iterator[str]:
     for name, (file, line) in known["local"].items():
         if not used[f"local.{name}"]:
             yield f"{file}:{line}: local.{name} is never used"
-    counts = Counter(
-        block.labels for source in templates for block in source.body.blocks if block.kind == "variable"
-    )
+    counts = Counter(block.labels for source in templates for block in source.body.blocks if block.kind == "variable")
     yield from (f'variable "{labels[0]}" is declared {count} times' for labels, count in counts.items() if count > 1)
     for source in values:
         for name, tokens in source.body.attributes.items():

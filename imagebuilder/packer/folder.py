@@ -65,9 +65,7 @@ def check_ours(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder", hint="--output with another name")
-    there = {
-        Path(root, file).relative_to(folder).as_posix() for root, _, files in os.walk(folder) for file in files
-    }
+    there = {Path(root, file).relative_to(folder).as_posix() for root, _, files in os.walk(folder) for file in files}
     if not there:
         return
     ours = read_marker(folder)

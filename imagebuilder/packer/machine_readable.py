@@ -1,7 +1,7 @@
-"""Reads what ``packer -machine-readable`` prints. No I/O.
+r"""Reads what ``packer -machine-readable`` prints. No I/O.
 
 A line is ``timestamp,target,type,data...``; commas, newlines and carriage returns in data are written as
-``%!(PACKER_COMMA)``, ``\\n`` and ``\\r`` (developer.hashicorp.com/packer/docs/commands, "Machine-Readable Output").
+``%!(PACKER_COMMA)``, ``\n`` and ``\r`` (developer.hashicorp.com/packer/docs/commands, "Machine-Readable Output").
 """
 
 from __future__ import annotations
@@ -132,8 +132,6 @@ def diagnostics(texts: Sequence[str]) -> list[Diagnostic]:
         if block.strip():
             place = _AT.search(block)
             found.append(
-                Diagnostic(
-                    file=place[1] if place else "", line=int(place[2]) if place else 0, text=block.strip()
-                )
+                Diagnostic(file=place[1] if place else "", line=int(place[2]) if place else 0, text=block.strip())
             )
     return found

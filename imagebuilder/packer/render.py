@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from imagebuilder import __version__, resources
 from imagebuilder.errors import DataError, UsageError
 from imagebuilder.packer.hcl import format_hcl, quote
-from imagebuilder.packer.syntax import read
-from imagebuilder.plan import GIB, REPOSITORY_OF, BuildPlan, LayerPlan, used_files
-from imagebuilder.recipe_env import environment, layer_environment
+from imagebuilder.packer.syntax import declared, read
+from imagebuilder.plan import GIB, BuildPlan, LayerPlan, used_files
+from imagebuilder.recipe_env import environment, layer_environment, repositories
 
 if TYPE_CHECKING:
     import jinja2
@@ -25,8 +25,12 @@ OLD = "packer-1.6"
 PACKERS = {"current": "", "1.6": f"{OLD}/"}  # the Packers that are rendered for, and where what differs goes
 SCRIPTS = {  # ours -> where the folder has them
     "prepare.sh": "scripts/00-prepare.sh", "reboot.sh": "scripts/20-reboot.sh",
-    "on-error.sh": "scripts/99-on-error.sh", "remove-build-user.sh": "files/remove-build-user.sh",
-    "prepare-1.6.sh": f"{OLD}/prepare.sh",
+    "on-error.sh": "scripts/99-on-error.sh", "prepare-1.6.sh": f"{OLD}/prepare.sh",
+}  # fmt: skip
+SHUTDOWN = "vm/shutdown.sh"  # of the recipe: removes the build user
+UNATTENDED = {  # how an installer is told what to install -> part, and the file that it looks for
+    "preseed": ("preseed.j2", "preseed.cfg"), "kickstart": ("kickstart.j2", "ks.cfg"),
+    "autoinstall": ("autoinstall.j2", "user-data"),
 }  # fmt: skip
 NUMBERS = {"base": 10, "runtime": 30, "kubernetes": 40, "site": 50}
 PROGRAM, TEXT = 0o755, 0o644
@@ -96,7 +100,8 @@ def render_folder(
     files["imagebuilder.auto.pkrvars.hcl"] = Item(data=format_hcl(head + lines).encode())
     files["README.md"] = Item(data=current.readme(values).encode())
     files |= {path: Item(data=data, mode=PROGRAM) for path, data in _scripts(parts).items()}
-    files |= _recipe(plan, supplies, provision, context["packages"])
+    files |= current.unattended()
+    files |= _recipe(plan, supplies, provision, context)
     files |= _supplied(plan, supplies)
     return dict(sorted(files.items()))
 
@@ -116,13 +121,14 @@ def hcl_of(files: Mapping[str, Item], packer: str = "current") -> dict[str, str]
 
 def _context(plan: BuildPlan, supplies: Supplies) -> dict[str, Any]:
     kind, profile = plan.target.source_kind, plan.profile
-    image = getattr(profile.source_images, kind.replace("-", "_"), None)
+    image = profile.source_images.of(kind)
     if image is None:
         raise DataError(
             f"{profile.title} {profile.release} has no source image of the kind {kind}, which {plan.target.name} needs",
             hint="imagebuilder list cells",
         )
-    kubernetes = supplies.kubernetes or (plan.kubernetes if plan.kubernetes.count(".") == 2 else plan.known_patch)
+    exact = plan.kubernetes.count(".") == 2
+    kubernetes = supplies.kubernetes or (plan.kubernetes if exact else plan.known_patch)
     tags = {
         "imagebuilder": __version__, "build": plan.id, "kubernetes": kubernetes, "os": profile.name,
         "release": profile.release, "arch": plan.cell.arch,
@@ -133,7 +139,7 @@ def _context(plan: BuildPlan, supplies: Supplies) -> dict[str, Any]:
         "labels": {key: _label(value) for key, value in tags.items()},
         "plugin_name": plan.target.plugin.rpartition("/")[2],
         "layers": [_script_name(layer) for layer in plan.layers],
-        "packages": _packages(plan, supplies, kubernetes),
+        "packages": _packages(plan, supplies),
     }  # fmt: skip
 
 
@@ -146,10 +152,9 @@ def _script_name(layer: LayerPlan) -> str:
     return f"{NUMBERS[layer.name]}-{layer.name}.sh"
 
 
-def _packages(plan: BuildPlan, supplies: Supplies, kubernetes: str) -> dict[str, tuple[str, tuple[str, ...]]]:
+def _packages(plan: BuildPlan, supplies: Supplies) -> dict[str, tuple[str, tuple[str, ...]]]:
     """Return per component the kind of source, and the packages; none where its programs are supplied."""
     chosen: dict[str, tuple[str, tuple[str, ...]]] = {}
-    pin = "{}={}-*" if plan.profile.package_format == "deb" else "{}-{}-*"
     for name, kinds in plan.sources.items():
         if name in supplies.payloads:
             chosen[name] = ("", ())
@@ -159,8 +164,7 @@ def _packages(plan: BuildPlan, supplies: Supplies, kubernetes: str) -> dict[str,
             if name == "docker":
                 names = plan.profile.runtime_packages(kind)
             if names:
-                pinned = name == "kubernetes"
-                chosen[name] = (kind, tuple(pin.format(item, kubernetes) if pinned else item for item in names))
+                chosen[name] = (kind, tuple(names))
                 break
         else:
             raise UsageError(
@@ -177,8 +181,10 @@ def _values(plan: BuildPlan, supplies: Supplies, image: Any, declared: list[dict
         "output_directory": "output",
     }  # fmt: skip
     if url := getattr(image, "url", ""):
-        # Without a known sum Packer reads the publisher's list each time: the folder must work alone.
-        known |= {"source_image_url": url, "source_image_checksum": supplies.checksum or f"file:{image.checksum_url}"}
+        known |= {"source_image_url": url}
+        if checksum := supplies.checksum or (image.checksum_url and f"file:{image.checksum_url}"):
+            # Without a known sum Packer reads the publisher's list each time: the folder must work alone.
+            known |= {"source_image_checksum": checksum}
     known |= supplies.values
     return {name: known[name] for variable in declared if (name := variable["name"]) in known}
 
@@ -191,12 +197,15 @@ class _Texts:
         self._target = context["target"].name
         self._context = {**context, "packer": packer}
         self._done: dict[str, str] = {}
+        self._own = self._render(f"variables/{self._target}.pkr.hcl.j2")
         self._make("sources.pkr.hcl", f"sources/{self._target}.pkr.hcl.j2")
-        self._context["uses"] = self._uses
+        # What the target's own parts declare is theirs: the common parts leave it out.
+        parts_of_target = [read("sources", self._done["sources.pkr.hcl"]), read("variables", self._own)]
+        self._declared = {f"{kind}.{name}" for kind, names in declared(parts_of_target).items() for name in names}
+        self._context |= {"uses": self._uses, "needs": self._needs}
         for name in ("build", "locals"):
             self._make(f"{name}.pkr.hcl", f"{name}.pkr.hcl.j2")
-        own = self._render(f"variables/{self._target}.pkr.hcl.j2")
-        self._make("variables.pkr.hcl", "variables.pkr.hcl.j2", own_variables=own)
+        self._make("variables.pkr.hcl", "variables.pkr.hcl.j2", own_variables=self._own)
         self._make("plugins.pkr.hcl", "plugins.pkr.hcl.j2")
 
     def file(self, name: str) -> str:
@@ -214,9 +223,22 @@ class _Texts:
         kinds = [{**v, "kind": v["kind"] or ("must be set" if v["name"] in required else "")} for v in variables]
         return self._render("README.md.j2", variables=kinds, required=required)
 
+    def unattended(self) -> dict[str, Item]:
+        """Return the answers for the installer that the target starts from, if it is one."""
+        how = getattr(self._context["image"], "unattended", "")
+        if not how:
+            return {}
+        part, name = UNATTENDED[how]
+        files = {f"unattended/{name}": Item(data=self._render(f"unattended/{part}").encode())}
+        return files | ({"unattended/meta-data": Item(data=b"")} if name == "user-data" else {})
+
     def _uses(self, name: str) -> bool:
         word = _word(name)
-        return any(name in text and word.search(text) for text in self._done.values())
+        return any(name in text and word.search(text) for text in (self._own, *self._done.values()))
+
+    def _needs(self, name: str) -> bool:
+        """Return whether the common parts must declare a name."""
+        return name not in self._declared and self._uses(name)
 
     def _make(self, name: str, part: str, **more: Any) -> None:
         self._done[name] = format_hcl(self._render(part, **more))
@@ -288,45 +310,25 @@ def _provision(folder: Path) -> dict[str, Item]:
     }
 
 
-def _recipe(
-    plan: BuildPlan, supplies: Supplies, provision: Path, packages: Mapping[str, tuple[str, tuple[str, ...]]]
-) -> dict[str, Item]:
-    every = _provision(provision)
-    used = {path for layer in plan.layers for path in used_files(layer, plan.profile, dict.fromkeys(every, ""))}
-    files = {f"files/provision/{path}": every[path] for path in sorted(used)}
+def _recipe(plan: BuildPlan, supplies: Supplies, provision: Path, context: Mapping[str, Any]) -> dict[str, Item]:
+    every, packages = _provision(provision), context["packages"]
+    wanted = repositories(plan, [kind for kind, _ in packages.values()])
+    # Without any, there is nothing for the steps that set them up.
+    layers = [
+        replace(layer, steps=tuple(step for step in layer.steps if wanted or "repositories" not in step.when))
+        for layer in plan.layers
+    ]
+    used = {path for layer in layers for path in used_files(layer, plan.profile, dict.fromkeys(every, ""))}
+    files = {f"files/provision/{path}": every[path] for path in sorted({*used, SHUTDOWN})}
     env = environment(
-        plan, kubernetes=supplies.kubernetes or packages_version(plan), inside=GUEST,
+        plan, kubernetes=context["kubernetes"], inside=GUEST,
         packages={name: names for name, (_, names) in packages.items()}, payloads=supplies.payloads,
         pause=supplies.pause is not None,
     )  # fmt: skip
-    env["IB_REPOSITORIES"] = repositories(plan, [kind for kind, _ in packages.values()])
-    for layer in plan.layers:
-        script = _layer_script(layer, layer_environment(layer, env))
+    for layer in layers:
+        script = _layer_script(layer, layer_environment(layer, env | {"IB_REPOSITORIES": wanted}))
         files[f"scripts/{_script_name(layer)}"] = Item(data=script.encode(), mode=PROGRAM)
     return files
-
-
-def packages_version(plan: BuildPlan) -> str:
-    """Return the exact version of Kubernetes that packages are asked for: the one asked for, or the newest known."""
-    return plan.kubernetes if plan.kubernetes.count(".") == 2 else plan.known_patch
-
-
-def repositories(plan: BuildPlan, kinds: list[str]) -> str:
-    """Return the outside repositories that kinds of source want, one a line: name, address, suite, components, key's
-    address, and the key's fingerprint, with tabs between them.
-    """  # noqa: D205 - one sentence
-    lines = []
-    for name in dict.fromkeys(REPOSITORY_OF[kind] for kind in kinds if kind in REPOSITORY_OF):
-        repository = plan.repository(name)
-        if repository is None:
-            raise UsageError(f"{plan.profile.title} has no repository {name}", hint="another --source")
-        minor, mirror = plan.kubernetes_minor, plan.request.mirrors.get(name, "")
-        uri, key = repository.uri_for(minor), repository.key_url_for(minor)
-        if mirror:
-            uri, key = mirror, key.replace(uri.rstrip("/"), mirror.rstrip("/"), 1)
-        fingerprint = plan.request.keys.get(name, repository.fingerprint)
-        lines.append("\t".join((name, uri, repository.suite, " ".join(repository.components), key, fingerprint)))
-    return "\n".join(lines)
 
 
 def _layer_script(layer: LayerPlan, env: Mapping[str, str]) -> str:

@@ -89,6 +89,21 @@ def read(name: str, text: str) -> Source:
     return source
 
 
+def declared(sources: list[Source]) -> dict[str, dict[str, tuple[str, int]]]:
+    """Return per kind (``var``, ``local``) the names that are declared, with file and line."""
+    found: dict[str, dict[str, tuple[str, int]]] = {"var": {}, "local": {}}
+    for source in sources:
+        for block in source.body.blocks:
+            if block.kind == "variable" and block.labels:
+                found["var"][block.labels[0]] = (source.name, block.line)
+            if block.kind == "local" and block.labels:
+                found["local"][block.labels[0]] = (source.name, block.line)
+            if block.kind == "locals":
+                for name, tokens in block.body.attributes.items():
+                    found["local"][name] = (source.name, tokens[0].line if tokens else block.line)
+    return found
+
+
 class _Lexer:
     def __init__(self, text: str, source: Source) -> None:
         self._text, self._source = text, source

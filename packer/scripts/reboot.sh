@@ -1,11 +1,8 @@
 #!/bin/sh
-# Reboots when a newer kernel than the running one is installed.
+# Reboots when the last step of the layer base asks for it: a newer kernel than the running one is installed.
 set -eu
-newest=$(find /lib/modules -mindepth 2 -maxdepth 2 -name modules.dep | sed 's|/modules.dep$||; s|.*/||' | sort -V | tail -n 1)
-if [ "$newest" = "$(uname -r)" ]; then
-    echo "the newest kernel runs: $newest"
-    exit 0
+if [ -e /run/imagebuilder/reboot-needed ]; then
+    echo "rebooting into the kernel $(cat /run/imagebuilder/reboot-needed)"
+    systemctl reboot
+    sleep 300 # the connection ends before this does
 fi
-echo "rebooting: $(uname -r) runs, $newest is installed"
-systemctl reboot
-sleep 300 # the connection ends before this does
