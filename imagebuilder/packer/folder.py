@@ -10,6 +10,7 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from imagebuilder import __version__
@@ -103,8 +104,11 @@ def _names(paths: set[str]) -> str:
 def digest(item: Item) -> str:
     """Return the sha256 of what a file of the folder will hold."""
     if isinstance(item.data, bytes):
-        return sha256_bytes(item.data)
+        return _digest(item.data)
     return sha256_bytes(archive(item.data)) if item.data.is_dir() else sha256_file(item.data)
+
+
+_digest = lru_cache(maxsize=4096)(sha256_bytes)
 
 
 def _marker(files: Mapping[str, Item], name: str) -> bytes:
