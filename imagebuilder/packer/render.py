@@ -333,9 +333,17 @@ def _recipe(plan: BuildPlan, supplies: Supplies, provision: Path, context: Mappi
     return files
 
 
+_USED: dict[tuple[str | int, ...], tuple[str, ...]] = {}  # cells have few different recipes; `every` is cached too
+
+
 def _used(layers: Sequence[LayerPlan], plan: BuildPlan, every: Mapping[str, Item]) -> tuple[str, ...]:
-    known = dict.fromkeys(every, "")
-    return tuple(sorted({path for layer in layers for path in used_files(layer, plan.profile, known)} | {SHUTDOWN}))
+    profile = plan.profile
+    key = (profile.family, profile.init, id(every), *(step.key for layer in layers for step in layer.steps))
+    if key not in _USED:
+        known = dict.fromkeys(every, "")
+        paths = {path for layer in layers for path in used_files(layer, profile, known)}
+        _USED[key] = tuple(sorted(paths | {SHUTDOWN}))
+    return _USED[key]
 
 
 @lru_cache(maxsize=64)  # cells have few different recipes
