@@ -41,9 +41,7 @@ class Packages(Strict):
         description="The distribution's docker and containerd; what components.docker.packages names for"
         " another source replaces them.",
     )
-    tools: Strings = Field(
-        default=(), description="On top of base: the programs that write the disk, run in a chroot."
-    )
+    tools: Strings = Field(default=(), description="On top of base: the programs that write the disk, run in a chroot.")
     unwanted: Strings = Field(default=(), description="Packages of source images that a node has no use for.")
 
 

@@ -48,6 +48,16 @@ def releases(os: str, *, folder: Path | None = None) -> Mapping[str, Release]:
     return data.releases
 
 
+def architectures(os: str, *, folder: Path | None = None) -> tuple[str, ...]:
+    """Return the architectures that an operating system is built for.
+
+    Raises:
+        UsageError: there is no such operating system.
+        DataError: its files do not follow the schema.
+    """
+    return _common(folder or resources.folder("os_profiles"), os).architectures
+
+
 def load_profile(os: str, *, release: str, arch: str, target: str, folder: Path | None = None) -> Profile:
     """Return the profile of one cell. An empty ``release`` means the profile's default.
 
@@ -75,7 +85,9 @@ def _load(folder: Path, os: str, release: str, arch: str, target: str) -> Profil
 
 
 @cache
-def _profile(folder: Path, os: str, release: str, arch: str, target: str, blocks: tuple[tuple[str, int], ...]) -> Profile:
+def _profile(
+    folder: Path, os: str, release: str, arch: str, target: str, blocks: tuple[tuple[str, int], ...]
+) -> Profile:
     chosen = _common(folder, os).releases[release]
     tree = _merged(folder, os)
     for name, index in blocks:

@@ -50,14 +50,15 @@ def _path() -> click.Path:
 
 
 OPTIONS = (
-    click.option("--os", default="", metavar="NAME[-RELEASE]", help="Operating system: debian, debian-12, ..."),
-    click.option("--target", default="", metavar="NAME", help="What the image is for: qemu, raw, ..."),
+    click.option("--os", default="", metavar="NAME[-RELEASE]", help="Operating system: debian, ubuntu-24.04, ..."),
+    click.option("--target", default="", metavar="NAME", help="What the image is for: qemu, gce, aws, ..."),
     click.option("--arch", default="", metavar="NAME", help="Architecture.  [default: amd64]"),
     click.option(
         "--kubernetes", default="", metavar="VERSION",
         help="A minor (1.35) or an exact version (1.35.8).  [default: the newest that fits]",
     ),
-    click.option("--engine", default="auto", metavar="NAME", show_default=True, help="What builds it: auto or direct."),
+    click.option("--engine", default="auto", metavar="NAME", show_default=True,
+                 help="What builds it: auto, direct or packer."),
     click.option("--package", multiple=True, metavar="NAME", help="One more package of the distribution; repeatable."),
     click.option("--overlay", multiple=True, metavar="DIR", type=_path(),
                  help="A folder to copy over the root tree; repeatable."),
