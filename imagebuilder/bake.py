@@ -19,7 +19,7 @@ from imagebuilder.direct.formats import FORMATS
 from imagebuilder.direct.jobs import installed_packages, layer_jobs
 from imagebuilder.direct.layers import Layer, LayerStore
 from imagebuilder.direct.sandbox import require_tools
-from imagebuilder.errors import PrivilegeError
+from imagebuilder.errors import PrivilegeError, UsageError
 from imagebuilder.events import Progress, Stage
 from imagebuilder.fetch import Fetcher
 from imagebuilder.model import FORMAT_VERSION, LockedPackage, plain
@@ -66,9 +66,12 @@ def bake(plan: BuildPlan, *, options: BakeOptions, runner: Runner, progress: Pro
         The artifact's folder: the disk, ``manifest.json`` and ``SHA256SUMS``.
 
     Raises:
+        UsageError: the plan is another engine's.
         PrivilegeError: not root.
         ImagebuilderError: any other class of :mod:`imagebuilder.errors`; nothing half-written is left.
     """
+    if plan.engine != "direct":  # until it is here
+        raise UsageError(f"bake cannot run the {plan.engine} engine yet ({plan.id})", hint="imagebuilder list cells")
     if os.geteuid() != 0:
         raise PrivilegeError("the direct engine must run as root", hint="sudo imagebuilder bake ...")
     require_tools()
