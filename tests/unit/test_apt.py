@@ -305,7 +305,7 @@ def test_fetch_asks_for_exact_versions_of_what_is_missing(tmp_path: Path) -> Non
     tape = Tape()
     with pytest.raises(UntrustedError, match=r"a_1%3a2_amd64[.]deb is not the file that the lock names"):
         folder(tmp_path, runner).fetch(wanted, store, Stage(tape, "fetch"), tmp_path / "log")
-    assert runner.commands[-1] == ["apt-get", "-q", "download", "a:amd64=1:2", "b=1.0"]
+    assert runner.commands[-1][-5:] == ["apt-get", "-q", "download", "a:amd64=1:2", "b=1.0"]
     assert [(event.done, event.total) for event in tape.events] == [(1, 2), (2, 2)]
     assert [path.name for path in store.iterdir()] == ["here_1.0_amd64.deb"]
 
