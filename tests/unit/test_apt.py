@@ -279,7 +279,7 @@ def test_the_hosts_proxy_is_used_and_nothing_else_of_its_configuration(tmp_path:
     (config,) = (path.read_text() for path in made.path.glob("*apt.conf"))
     assert 'Acquire::http::Proxy "http://proxy:3128";' in config or "proxy" not in config  # where apt-config exists
     assert 'Acquire::http::Timeout "5";' in config
-    assert "30" not in config.replace("3128", "")
+    assert '"30"' not in config
 
 
 def test_update_wants_the_keyring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
