@@ -1,12 +1,10 @@
-"""Reading and copying files that are mostly holes, see lseek(2) on SEEK_DATA and SEEK_HOLE."""
+"""Reading files that are mostly holes, see lseek(2) on SEEK_DATA and SEEK_HOLE."""
 
 from __future__ import annotations
 
 import errno
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import BinaryIO
 
 from imagebuilder.errors import ArtifactError
 
@@ -41,45 +39,6 @@ def data_extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
             return
         position = min(os.lseek(fd, start, os.SEEK_HOLE), size)
         yield start, position
-
-
-def copy_sparse(source: Path, stream: BinaryIO, offset: int, *, on_progress: OnProgress | None = None) -> int:
-    """Copy a file into a stream, leaving out everything that is zero.
-
-    Blocks of 4 KiB of the source that are zero are skipped, so the target has to read as zeros there already,
-    and has to be as long as it shall be (``truncate`` first).
-
-    Args:
-        source: the file to copy.
-        stream: a seekable target.
-        offset: where in the target the source's first byte goes, in bytes.
-        on_progress: called with bytes done and bytes in all after each piece; holes do not count.
-
-    Returns:
-        How many bytes were written.
-
-    Raises:
-        ArtifactError: the source became shorter meanwhile.
-    """
-    written = done = 0
-    with source.open("rb", buffering=0) as file:
-        fd = file.fileno()
-        extents = list(data_extents(fd, os.fstat(fd).st_size))
-        total = sum(end - start for start, end in extents)
-        for position, end in extents:
-            while position < end:
-                chunk = os.pread(fd, min(CHUNK, end - position), position)
-                if not chunk:
-                    raise ArtifactError(f"{source} was cut short while it was copied")
-                for start, stop in nonzero_runs(chunk, len(chunk)):
-                    stream.seek(offset + position + start)
-                    stream.write(memoryview(chunk)[start:stop])
-                    written += stop - start
-                position += len(chunk)
-                done += len(chunk)
-                if on_progress is not None:
-                    on_progress(done, total)
-    return written
 
 
 def nonzero_runs(chunk: bytes | bytearray, length: int) -> Iterator[tuple[int, int]]:

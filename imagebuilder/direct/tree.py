@@ -110,7 +110,7 @@ class _Merger:
         if status.st_nlink > 1 and not stat.S_ISDIR(mode):
             link = self._links.setdefault((found.layer, status.st_dev, status.st_ino), place)
         if stat.S_ISLNK(mode):
-            target = os.readlink(found.host)
+            target = os.readlink(found.host)  # noqa: PTH115 - bytes: names need not be UTF-8
         self._entries.append(
             Entry(path, parent, mode, status.st_uid, status.st_gid, status.st_mtime_ns, status.st_size,
                   status.st_rdev, target, xattrs, link, found.host)

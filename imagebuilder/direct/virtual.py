@@ -175,12 +175,12 @@ class RawFile:
         _read_all(self._file.fileno(), view, offset, os.fsencode(self._path))
 
 
-def materialize(disk: DiskSource, path: Path, on_progress: OnProgress | None = None) -> None:
+def materialize(disk: DiskSource, out: Path, on_progress: OnProgress | None = None) -> None:
     """Write a disk as a raw file with a hole wherever a block is zero; it appears only when whole.
 
     Args:
         disk: what to write.
-        path: the file to make or replace.
+        out: the file to make or replace.
         on_progress: called with bytes done and bytes in all; holes do not count.
 
     Raises:
@@ -189,7 +189,7 @@ def materialize(disk: DiskSource, path: Path, on_progress: OnProgress | None = N
     buffer = bytearray(CHUNK)
     extents = list(disk.extents())
     done, total = 0, sum(end - start for start, end in extents)
-    with content.writing(path) as stream:
+    with content.writing(out) as stream:
         stream.truncate(disk.size)
         for first, end in extents:
             for position in range(first, end, CHUNK):

@@ -31,9 +31,7 @@ _ACL_NAMED = (0x02, 0x08)  # ACL_USER, ACL_GROUP
 Attribute = tuple[int, bytes, bytes]  # index, rest of the name, value
 
 
-def split(
-    xattrs: Sequence[tuple[str, bytes]], room: int, path: bytes
-) -> tuple[bytes, list[Attribute]]:
+def split(xattrs: Sequence[tuple[str, bytes]], room: int, path: bytes) -> tuple[bytes, list[Attribute]]:
     """Return what goes into the inode, and the attributes that have to go into a block.
 
     Args:

@@ -144,7 +144,8 @@ def _of_blocks(blocks: int) -> Geometry:
     per_block = BLOCK // DESCRIPTOR_SIZE
     descriptor_blocks = -(-groups // per_block)
     most = min(blocks * GROWTH, MAX_BLOCKS - 1)
-    reserved = -(-(-(-most // GROUP_BLOCKS)) // per_block) - descriptor_blocks
+    most_groups = -(-most // GROUP_BLOCKS)
+    reserved = -(-most_groups // per_block) - descriptor_blocks
     return Geometry(
         blocks=blocks, groups=groups, inodes_per_group=table_blocks * INODES_PER_BLOCK, table_blocks=table_blocks,
         descriptor_blocks=descriptor_blocks, reserved_blocks=max(0, min(reserved, BLOCK // 4)),

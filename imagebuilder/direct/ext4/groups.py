@@ -43,7 +43,7 @@ def groups(geometry: Geometry, cursor: int, inodes: int, directories: Sequence[i
     fixed = list(geometry.fixed())
     for group in range(geometry.groups):
         start, end = geometry.group_start(group), geometry.group_end(group)
-        used = [run for run in _clipped([(0, cursor), *fixed], start, end)]
+        used = list(_clipped([(0, cursor), *fixed], start, end))
         free = end - start - _union(used)
         free_blocks += free
         flags, block_sum, inode_sum = _INODE_ZEROED, 0, 0

@@ -6,6 +6,7 @@ import os
 import stat
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 
 from imagebuilder.direct.ext4.checksum import crc32c
 from imagebuilder.direct.ext4.geometry import BLOCK, INODE_SIZE
@@ -73,6 +74,7 @@ class Inode:
         return bytes(data)
 
 
+@lru_cache(4096)  # the files of a package share their times
 def _time(nanoseconds: int) -> tuple[int, int]:
     """Return seconds' low 32 bits, and nanoseconds with the seconds' two high bits."""
     seconds, rest = divmod(nanoseconds, _NANO)

@@ -6,17 +6,14 @@ import stat
 from collections.abc import Iterator, Sequence
 from itertools import count
 
-from imagebuilder.direct.ext4 import attributes, directories, extents
+from imagebuilder.direct.ext4 import attributes, directories, extents, superblock
 from imagebuilder.direct.ext4.blocks import HINT, Allocator
 from imagebuilder.direct.ext4.checksum import file_system_seed, inode_seed
 from imagebuilder.direct.ext4.extents import Extent
 from imagebuilder.direct.ext4.geometry import BLOCK, INODE_SIZE, geometry, has_superblock
 from imagebuilder.direct.ext4.groups import groups
 from imagebuilder.direct.ext4.inodes import FAST_SYMLINK, FLAG_EXTENTS, ROOM, Inode, device_body, is_device
-from imagebuilder.direct.ext4.superblock import (
-    FIRST_INODE, JOURNAL_INODE, PRIMARY_AT, RESIZE_INODE, Identity, journal_superblock, resize_blocks, resize_body,
-    resize_size, resize_total, superblock,
-)  # fmt: skip
+from imagebuilder.direct.ext4.superblock import FIRST_INODE, JOURNAL_INODE, RESIZE_INODE, Identity
 from imagebuilder.direct.sparse import nonzero_grains
 from imagebuilder.direct.tree import Entry
 from imagebuilder.direct.virtual import FileSlice, Piece
@@ -69,7 +66,7 @@ class _Layout:
 
     def pieces(self) -> list[Piece]:
         resize_block = self._blocks.one()
-        for block, data in resize_blocks(self._geometry, resize_block):
+        for block, data in superblock.resize_blocks(self._geometry, resize_block):
             self._put(block, data)
         for place, entry in enumerate(self._entries):
             if stat.S_ISDIR(entry.mode):
@@ -176,17 +173,19 @@ class _Layout:
 
     def _special(self, resize_block: int) -> bytes:
         """Write the inodes of the journal and of room for growth; return i_block of the journal."""
-        own = {"mode": stat.S_IFREG | 0o600, "mtime_ns": self._newest, "created": self._identity.epoch}
+        mode, newest, created = stat.S_IFREG | 0o600, self._newest, self._identity.epoch
         size = self._geometry.journal_blocks
         found = _extents(self._blocks.take(size))
         body, nodes = extents.root(found, self._blocks.one, inode_seed(self._seed, JOURNAL_INODE))
-        for block, data in [*nodes, (found[0].start, journal_superblock(self._geometry, self._identity))]:
+        for block, data in [*nodes, (found[0].start, superblock.journal_superblock(self._geometry, self._identity))]:
             self._put(block, data)
         self._store(JOURNAL_INODE, Inode(
-            **own, size=size * BLOCK, blocks=size + len(nodes), flags=FLAG_EXTENTS, body=body
+            mode=mode, size=size * BLOCK, blocks=size + len(nodes), flags=FLAG_EXTENTS, body=body, mtime_ns=newest,
+            created=created,
         ))  # fmt: skip
         self._store(RESIZE_INODE, Inode(
-            **own, size=resize_size(), blocks=resize_total(self._geometry), body=resize_body(resize_block)
+            mode=mode, size=superblock.resize_size(), blocks=superblock.resize_total(self._geometry),
+            body=superblock.resize_body(resize_block), mtime_ns=newest, created=created,
         ))  # fmt: skip
         return body
 
@@ -202,8 +201,8 @@ class _Layout:
             self._put(block, data)
         for group in filter(has_superblock, range(form.groups)):
             start = form.group_start(group)
-            data = superblock(form, self._identity, made.free_blocks, self._used, journal, group)
-            at = PRIMARY_AT if group == 0 else start * BLOCK
+            data = superblock.superblock(form, self._identity, made.free_blocks, self._used, journal, group)
+            at = superblock.PRIMARY_AT if group == 0 else start * BLOCK
             self._pieces.append(Piece(at, len(data), data))
             self._pieces.append(Piece((start + 1) * BLOCK, len(made.descriptors), made.descriptors))
 

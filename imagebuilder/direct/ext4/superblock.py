@@ -9,8 +9,14 @@ from uuid import UUID
 
 from imagebuilder.direct.ext4.checksum import superblock_checksum
 from imagebuilder.direct.ext4.geometry import (
-    BLOCK, DESCRIPTOR_SIZE, FLEX_BITS, GROUP_BLOCKS, INODE_SIZE, Geometry, has_superblock,
-)  # fmt: skip
+    BLOCK,
+    DESCRIPTOR_SIZE,
+    FLEX_BITS,
+    GROUP_BLOCKS,
+    INODE_SIZE,
+    Geometry,
+    has_superblock,
+)
 from imagebuilder.direct.ext4.inodes import EXTRA_SIZE
 
 RESIZE_INODE, JOURNAL_INODE, FIRST_INODE = 7, 8, 11  # doc "special_inodes"
