@@ -20,6 +20,7 @@ from imagebuilder.content import canonical_json, content_id, write_atomic
 from imagebuilder.direct.disk import DiskSpec, write_disk
 from imagebuilder.direct.engine import DirectEngine, LayerJob
 from imagebuilder.direct.layers import Layer, LayerStore
+from imagebuilder.direct.virtual import materialize
 from imagebuilder.events import Event, Progress, Stage
 from imagebuilder.model import LockedPackage, plain
 from imagebuilder.process import RealRunner
@@ -172,13 +173,15 @@ def jobs(want: Want) -> list[LayerJob]:
 
 
 def disk(engine: DirectEngine, layers: Sequence[Layer], work: Path, **changes: Any) -> Path:
-    """Write the disk of a stack into ``work``."""
+    """Write the disk of a stack into ``work``, as a raw file."""
     tools = engine.tools(layers[0], locked()["tools"])
     spec = DiskSpec(
         size=1 << 30, seed="seed", arch=ARCH, firmware=("bios", "uefi"), kernel_arguments=("console=ttyS0",),
         vendor="debian", epoch=EPOCH,
     )  # fmt: skip
-    return write_disk(spec, layers, tools, work, engine.runner, engine.log)
+    made = write_disk(spec, layers, tools, work, engine.runner, engine.log)
+    materialize(made, work / "disk.raw")
+    return work / "disk.raw"
 
 
 def bake(cache: Path, want: Want) -> None:
