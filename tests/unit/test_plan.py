@@ -221,9 +221,13 @@ def test_layer_ids_are_stable_and_differ() -> None:
         pytest.param("lib.sh", list(LAYERS), id="library"),
         pytest.param("run-steps.sh", list(LAYERS), id="runner"),
         pytest.param("family/debian.sh", list(LAYERS), id="family"),
+        pytest.param("family/debian/system.sh", list(LAYERS), id="folder-of-the-family"),
+        pytest.param("services/ssh/systemd/debian/enable", list(LAYERS), id="service-of-the-family"),
         pytest.param("init/systemd.sh", list(LAYERS), id="init"),
         pytest.param("boot.toml", [], id="documentation"),
         pytest.param("family/redhat.sh", [], id="another-family"),
+        pytest.param("family/redhat/system.sh", [], id="folder-of-another-family"),
+        pytest.param("vm/shutdown.sh", [], id="of-machines"),
         pytest.param("services/kubelet/sysvinit/root/etc/init.d/kubelet", [], id="another-init"),
     ],
 )
@@ -272,6 +276,8 @@ USED = {
     "render": re.compile(r'\brender "?([A-Za-z0-9/._$-]+)"?'),
     "files": re.compile(r"\$\{?IB_PROVISION\}?/files/([A-Za-z0-9/._-]+)"),
 }
+# words of the families that put services in place
+WORDS = {"grow_root_install": {"services/grow-root", "services/grow-part"}}
 
 
 def uses_of(text: str) -> set[str]:
@@ -282,8 +288,11 @@ def uses_of(text: str) -> set[str]:
     for name in names:
         pattern = "*".join(re.split(r"\$[a-z_]+", name))
         found |= {path.relative_to(PROVISION).as_posix() for path in (PROVISION / "files").glob(pattern)} or {name}
-    if re.search(r"\bimages_preload\b", code):  # a word of lib.sh that renders this file
-        found.add("files/containerd/preload.toml")
+    for path in [path for path in found if path.endswith(".sh")]:  # words that a step reads after lib.sh
+        found |= uses_of((PROVISION / path).read_text())
+    for word, services in WORDS.items():
+        if re.search(rf"\b{word}\b", code):
+            found |= services
     return found
 
 
@@ -293,12 +302,14 @@ def test_a_step_states_what_it_uses(step: Step) -> None:
 
 
 def test_the_library_renders_only_what_its_callers_state() -> None:
-    """Whoever makes another word of lib.sh read a file must say so in uses_of, above."""
+    """Whoever makes a word of lib.sh or of a family read a file must say so in uses_of and WORDS, above."""
     code = [line for line in (PROVISION / "lib.sh").read_text().splitlines() if not line.lstrip().startswith("#")]
-    assert USED["render"].findall("\n".join(code)) == ["containerd/preload.toml"]
-    for path in (*PROVISION.glob("family/*.sh"), *PROVISION.glob("init/*.sh")):
+    assert USED["render"].findall("\n".join(code)) == []
+    for path in (*PROVISION.glob("family/**/*.sh"), *PROVISION.glob("init/*.sh")):
         assert not USED["render"].search(path.read_text())
         assert not USED["files"].search(path.read_text())
+    family = "\n".join(path.read_text() for path in PROVISION.glob("family/**/*.sh"))
+    assert {f"services/{name}" for name in USED["services"].findall(family)} == set().union(*WORDS.values())
 
 
 def test_nothing_is_in_provision_that_nobody_uses() -> None:
