@@ -1,155 +1,69 @@
-"""Folders for packer validate. ``render_for_test`` is the one place that decides how a folder is rendered.
-
-Until the renderer renders every target, the common parts are stand-ins: the same names, as few lines as will do.
-"""
+"""Folders for packer validate. ``render_for_test`` is the one place that decides how a folder is made."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import functools
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import jinja2
+from imagebuilder.cells import all_cells, plan_request
+from imagebuilder.model import BuildRequest, Cell
+from imagebuilder.packer.folder import write_folder
+from imagebuilder.packer.render import Supplies, render_folder
+from imagebuilder.process import RealRunner
+from imagebuilder.targets import load_target, target_names
 
-from imagebuilder import resources
-
-SUM = "sha256:" + "0" * 64
-CLOUD_IMAGE = {
-    "url": "https://images.example.org/node.qcow2",
-    "checksum_url": "",
-    "format": "qcow2",
-    "ssh_user": "build",
-}
-ISO = {"url": "https://images.example.org/node.iso", "checksum_url": "", "ssh_user": "build"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """What is known of a target: its builder and plugin, its kind of image, values for variables without a default."""
-
-    builder: str
-    plugin: str
-    image: dict[str, Any]
-    format: str = "none"
-    values: dict[str, Any]
-
-
-CASES = {
-    "gce": Case(
-        builder="googlecompute", plugin="hashicorp/googlecompute",
-        image={"project": "debian-cloud", "family": "debian-13", "ssh_user": "build"},
-        values={"project_id": "a-project"},
-    ),
-    "aws": Case(
-        builder="amazon-ebs", plugin="hashicorp/amazon",
-        image={"owner": "136693071363", "name": "debian-13-amd64-*", "ssh_user": "admin"},
-        values={"region": "eu-central-1"},
-    ),
-    "azure": Case(
-        builder="azure-arm", plugin="hashicorp/azure",
-        image={"publisher": "almalinux", "offer": "almalinux-x86_64", "sku": "10-gen2", "version": "latest",
-               "plan": True, "ssh_user": "build"},
-        values={"managed_image_resource_group_name": "images", "gallery_name": "nodes",
-                "gallery_resource_group": "images"},
-    ),
-    "openstack": Case(
-        builder="openstack", plugin="hashicorp/openstack", image=CLOUD_IMAGE,
-        values={"flavor": "m1.small", "networks": ["6f0c5a3c-6d1c-4a35-9c8e-3d7f0a4d7a52"]},
-    ),
-    "vsphere": Case(
-        builder="vsphere-clone", plugin="vmware/vsphere", image=CLOUD_IMAGE,
-        values={"vcenter_server": "vcenter.example.org", "vcenter_username": "builder",
-                "vcenter_password": "not-a-word", "cluster": "one"},
-    ),
-    "proxmox": Case(
-        builder="proxmox-clone", plugin="hashicorp/proxmox", image=CLOUD_IMAGE,
-        values={"proxmox_url": "https://pve.example.org:8006/api2/json", "proxmox_username": "builder@pve",
-                "proxmox_password": "not-a-word", "node": "pve1"},
-    ),
-    "raw": Case(builder="qemu", plugin="hashicorp/qemu", image=CLOUD_IMAGE, format="raw", values={}),
-    "kubevirt": Case(builder="qemu", plugin="hashicorp/qemu", image=CLOUD_IMAGE, format="qcow2", values={}),
-    "vagrant-libvirt": Case(builder="qemu", plugin="hashicorp/qemu", image=CLOUD_IMAGE, format="box", values={}),
-    "vagrant-qemu": Case(builder="qemu", plugin="hashicorp/qemu", image=CLOUD_IMAGE, format="box", values={}),
-    "virtualbox": Case(
-        builder="virtualbox-iso", plugin="hashicorp/virtualbox", image={**ISO, "unattended": "preseed"}, format="ova",
-        values={},
-    ),
-    "vagrant-virtualbox": Case(
-        builder="virtualbox-iso", plugin="hashicorp/virtualbox", image={**ISO, "unattended": "kickstart"}, format="box",
-        values={},
-    ),
-    "digitalocean": Case(
-        builder="digitalocean", plugin="digitalocean/digitalocean", image={"slug": "debian-13-x64", "ssh_user": "root"},
-        values={"api_token": "not-a-word"},
-    ),
-    "hcloud": Case(
-        builder="hcloud", plugin="hetznercloud/hcloud", image={"image": "debian-13", "ssh_user": "root"},
-        values={"hcloud_token": "not-a-word-" + "0" * 53},
-    ),
+CHECKSUM = "sha256:" + "0" * 64
+PREFERRED = ("debian", "alma", "ubuntu", "centos", "fedora", "rocky", "rhel")
+# Values for the variables that a user must set.
+VALUES: dict[str, dict[str, Any]] = {
+    "gce": {"project_id": "a-project"},
+    "aws": {"region": "eu-central-1"},
+    "azure": {
+        "managed_image_resource_group_name": "images", "gallery_name": "nodes", "gallery_resource_group": "images",
+    },
+    "openstack": {"flavor": "m1.small", "networks": ["6f0c5a3c-6d1c-4a35-9c8e-3d7f0a4d7a52"]},
+    "vsphere": {
+        "vcenter_server": "vcenter.example.org", "vcenter_username": "builder", "vcenter_password": "not-a-word",
+        "cluster": "one",
+    },
+    "proxmox": {
+        "proxmox_url": "https://pve.example.org:8006/api2/json", "proxmox_username": "builder@pve",
+        "proxmox_password": "not-a-word", "node": "pve1",
+    },
+    "digitalocean": {"api_token": "not-a-word"},
+    "hcloud": {"hcloud_token": "not-a-word-" + "0" * 53},
 }  # fmt: skip
-UNATTENDED = {"preseed": ("preseed.cfg",), "kickstart": ("ks.cfg",), "autoinstall": ("user-data", "meta-data")}
-SHARED = {
-    "build_name": "debian-13-amd64-test-k1.35", "ssh_username": "build", "disk_size_gib": 8,
-    "source_image_checksum": SUM, "source_image_url": "https://images.example.org/node", "output_directory": "output",
-}  # fmt: skip
-LOCALS = """
-locals {
-  stamp            = formatdate("YYYYMMDDhhmm", timestamp())
-  image_name       = "node-${local.stamp}"
-  labels           = { build = "debian-13-amd64-test-k1-35" }
-  tags             = { build = "debian-13-amd64-test-k1.35" }
-  build_password   = uuidv4()
-  user_data        = "#cloud-config"
-  meta_data        = "instance-id: build"
-  shutdown_command = "poweroff"
-}
-"""
+TARGETS = tuple(name for name in target_names() if "packer" in load_target(name).engines)
 
 
-def render_for_test(
-    target: str, packer: str, *, arch: str = "amd64", unattended: str = "", parts: Path | None = None
-) -> dict[str, str]:
-    """Return the folder of a target, by path, for ``packer``: "1.6" or "current"."""
-    case = CASES[target]
-    image = {**case.image, **({"unattended": unattended} if unattended else {})}
-    context = {
-        "packer": packer, "image": SimpleNamespace(**image),
-        "target": SimpleNamespace(name=target, format=case.format, builder=case.builder),
-        "cell": SimpleNamespace(os="debian", release="13", arch=arch, target=target),
-    }  # fmt: skip
-    env = _jinja(parts or resources.folder("packer"))
-    sources = env.get_template(f"sources/{target}.pkr.hcl.j2").render(context)
-    variables = env.get_template(f"variables/{target}.pkr.hcl.j2").render(context)
-    shared = {name: value for name, value in SHARED.items() if f"var.{name}" in sources}
-    for name, value in shared.items():
-        kind = "number" if isinstance(value, int) else "string"
-        variables += f'\nvariable "{name}" {{\n  type    = {kind}\n  default = {json.dumps(value)}\n}}\n'
-    files = {"sources.pkr.hcl": sources, "variables.pkr.hcl": variables, "locals.pkr.hcl": LOCALS.lstrip()}
-    files["build.pkr.hcl"] = f'build {{\n  sources = ["source.{case.builder}.node"]\n}}\n'
+@functools.cache
+def cells() -> tuple[Cell, ...]:
+    """Return every cell that Packer can make."""
+    return tuple(cell for cell, why in all_cells() if not why["packer"])
+
+
+def chosen() -> list[Cell]:
+    """Return one cell per target, architecture and family of answers that an installer is given."""
+    found: dict[tuple[str, str, str], Cell] = {}
+    for cell in sorted(cells(), key=lambda cell: (PREFERRED.index(cell.os), -float(cell.release))):
+        image = plan_request(request(cell)).profile.source_images
+        kind = load_target(cell.target).source_kind.replace("-", "_")
+        found.setdefault((cell.target, cell.arch, getattr(getattr(image, kind), "unattended", "")), cell)
+    return [found[key] for key in sorted(found)]
+
+
+def request(cell: Cell) -> BuildRequest:
+    """Return what a user asks for who wants this cell from Packer."""
+    return BuildRequest(os=cell.os, release=cell.release, arch=cell.arch, target=cell.target, engine="packer")
+
+
+def render_for_test(cell: Cell, packer: str, folder: Path) -> Path:
+    """Write the folder of a cell as a user gets it, for ``packer``: "1.6" or "current"; return where it is."""
+    files = render_folder(plan_request(request(cell)), Supplies(checksum=CHECKSUM))
+    write_folder(folder, files, name=str(cell), durable=False)
     if packer == "current":
-        files["plugins.pkr.hcl"] = _plugins(case.plugin)
-    else:
-        files |= {f"seed/{name}": "x\n" for name in ("meta-data", "user-data", "key")}
-    for name in UNATTENDED.get(image.get("unattended", ""), ()):
-        part = f"unattended/{image['unattended']}.j2"
-        files[f"unattended/{name}"] = "" if name == "meta-data" else env.get_template(part).render(context)
-    return files
-
-
-def _plugins(plugin: str) -> str:
-    name = plugin.partition("/")[2]
-    return (
-        "packer {\n  required_plugins {\n"
-        f'    {name} = {{\n      source  = "github.com/{plugin}"\n      version = ">= 1.0.0"\n    }}\n  }}\n}}\n'
-    )
-
-
-def _jinja(parts: Path) -> jinja2.Environment:
-    env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(parts), undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False,
-    )  # fmt: skip
-    env.filters["hcl"] = lambda value: json.dumps(value).replace("${", "$${").replace("%{", "%%{")
-    return env
+        return folder
+    work = folder.with_name("work")
+    RealRunner().run(["sh", folder / "packer-1.6/prepare.sh", work])
+    return work

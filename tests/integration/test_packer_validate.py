@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from imagebuilder.model import Cell
 from imagebuilder.process import RealRunner, find
+from imagebuilder.targets import load_target
 from tests.integration.fake_keystone import keystone
-from tests.integration.packer_folders import CASES, UNATTENDED, Case, render_for_test
+from tests.integration.packer_folders import TARGETS, VALUES, chosen, render_for_test
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
@@ -79,20 +82,19 @@ def packer(request: pytest.FixtureRequest) -> Packer:
     return PACKERS[request.param]()
 
 
-def can(which: str, case: Case) -> bool:
+CELLS = chosen()
+ONE_EACH = list({cell.target: cell for cell in CELLS}.values())
+
+
+def can(which: str, cell: Cell) -> bool:
     """Return whether a Packer validates the targets of a plugin: 1.6 has all of them built in."""
-    return which == "1.6" or case.plugin in BUILT
+    return which == "1.6" or load_target(cell.target).plugin.removeprefix("github.com/") in BUILT
 
 
-def write(folder: Path, files: dict[str, str], values: dict[str, object]) -> Path:
-    for name, text in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    (folder / "test.auto.pkrvars.json").write_text(json.dumps(values), encoding="utf-8")
-    if (folder / "seed/key").is_file():
-        (folder / "seed/key").unlink()
-        RealRunner().run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "seed/key"])
+def make(cell: Cell, packer: Packer, tmp_path: Path, values: dict[str, object] | None = None) -> Path:
+    folder = render_for_test(cell, packer.name, tmp_path / "folder")
+    given = VALUES.get(cell.target, {}) if values is None else values
+    (folder / "test.auto.pkrvars.json").write_text(json.dumps(given), encoding="utf-8")
     return folder
 
 
@@ -101,62 +103,57 @@ def check(packer: Packer, folder: Path, env: dict[str, str] | None = None) -> No
     assert packer.run(folder, "validate", ".", env=env) == (0, VALID[packer.name])
 
 
-@pytest.mark.parametrize("arch", ("amd64", "arm64"))
-@pytest.mark.parametrize("target", CASES)
-def test_layout_is_packers_own(target: str, arch: str, packer: Packer, tmp_path: Path) -> None:
-    folder = write(tmp_path / "folder", render_for_test(target, packer.name, arch=arch), {})
-    assert packer.run(folder, "fmt", "-check", "-diff", ".") == (0, "")
+def test_every_target_is_tested() -> None:
+    assert {cell.target for cell in CELLS} == set(TARGETS)
 
 
-@pytest.mark.parametrize("arch", ("amd64", "arm64"))
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_layout_is_packers_own(cell: Cell, packer: Packer, tmp_path: Path) -> None:
+    assert packer.run(make(cell, packer, tmp_path), "fmt", "-check", "-diff", ".") == (0, "")
+
+
 @pytest.mark.parametrize(
-    ("target", "which"), [(name, which) for which in PACKERS for name, case in CASES.items() if can(which, case)]
+    ("which", "cell"), [(which, cell) for which in PACKERS for cell in CELLS if can(which, cell)], ids=str
 )
-def test_packer_accepts_the_parts(target: str, which: str, arch: str, tmp_path: Path) -> None:
-    packer, case = PACKERS[which](), CASES[target]
-    folder = write(tmp_path / "folder", render_for_test(target, packer.name, arch=arch), case.values)
-    with keystone() if target == "openstack" else nullcontext() as cloud:
+def test_packer_accepts_the_folder(which: str, cell: Cell, tmp_path: Path) -> None:
+    packer = PACKERS[which]()
+    folder = make(cell, packer, tmp_path)
+    with keystone() if cell.target == "openstack" else nullcontext() as cloud:
         check(packer, folder, cloud.environment if cloud else None)
         assert cloud is None or cloud.tokens == 1
 
 
-@pytest.mark.parametrize("kind", UNATTENDED)
-def test_every_unattended_install_is_accepted(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cell", [cell for cell in ONE_EACH if cell.target in VALUES], ids=str)
+def test_what_must_be_given_is_asked_for(cell: Cell, tmp_path: Path) -> None:
     packer = packer_16()
-    folder = write(tmp_path / "folder", render_for_test("virtualbox", "1.6", unattended=kind), {})
-    assert packer.run(folder, "fmt", "-check", "-diff", ".") == (0, "")
-    check(packer, folder)
-
-
-@pytest.mark.parametrize("target", [name for name, case in CASES.items() if case.values])
-def test_what_must_be_given_is_asked_for(target: str, tmp_path: Path) -> None:
-    packer = packer_16()
-    folder = write(tmp_path / "folder", render_for_test(target, "1.6"), {})
-    code, said = packer.run(folder, "validate", ".")
+    code, said = packer.run(make(cell, packer, tmp_path, {}), "validate", ".")
     assert code != 0
-    assert any(name in said for name in CASES[target].values), said
+    assert any(name in said for name in VALUES[cell.target]), said
 
 
 def test_a_field_that_packer_does_not_know_is_refused(packer: Packer, tmp_path: Path) -> None:
     """Else the tests above prove nothing."""
-    files = render_for_test("gce", packer.name)
-    files["sources.pkr.hcl"] = files["sources.pkr.hcl"].replace("disk_type ", "disk_sort ")
-    code, said = packer.run(write(tmp_path / "folder", files, CASES["gce"].values), "validate", ".")
+    cell = next(cell for cell in CELLS if cell.target == "gce")
+    folder = make(cell, packer, tmp_path)
+    sources = folder / "sources.pkr.hcl"
+    sources.write_text(re.sub(r"\bdisk_type ", "disk_sort ", sources.read_text()))
+    code, said = packer.run(folder, "validate", ".")
     assert code != 0
     assert "disk_sort" in said
 
 
-def test_no_secret_has_a_default_in_the_parts() -> None:
-    """A secret comes from the environment or is given: no part has one, and each is declared sensitive."""
-    for target in CASES:
-        for block in render_for_test(target, "current")["variables.pkr.hcl"].split("\nvariable ")[1:]:
-            name = block.split('"')[1]
-            if any(word in name for word in ("password", "secret", "token")):
-                assert "sensitive   = true" in block, name
-                assert "default     = env(" in block, name
+@pytest.mark.parametrize("cell", ONE_EACH, ids=str)
+def test_no_secret_has_a_default(cell: Cell, tmp_path: Path) -> None:
+    """A secret is given, or comes from the environment; and it is declared as one."""
+    text = (render_for_test(cell, "current", tmp_path / "folder") / "variables.pkr.hcl").read_text()
+    for block in text.split("\nvariable ")[1:]:
+        name = block.split('"')[1]
+        if any(word in name for word in ("password", "secret", "token")):
+            assert re.search(r"sensitive += true", block), name
+            assert re.search(r'default += (env\(|"")', block), name
 
 
-@pytest.mark.skipif("CI" not in os.environ, reason="only CI must have everything")
+@pytest.mark.skipif("CI" not in os.environ, reason="only CI must have both Packers")
 def test_ci_has_both_packers() -> None:
     assert packer_16().name == "1.6"
     plugins = packer_current().plugins
