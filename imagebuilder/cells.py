@@ -14,7 +14,7 @@ from imagebuilder.profiles import architectures, load_profile, profile_names, re
 from imagebuilder.steps import load_steps
 from imagebuilder.targets import load_target, target_names
 
-# How much of a request a near cell should keep: what it runs before where, and both before on what.
+# How much of a request a near cell should keep: what runs before where, and both before on which machine.
 _WEIGHTS = {"os": 16, "target": 8, "arch": 4, "release": 2}
 
 
@@ -50,7 +50,9 @@ def nearest_cell(cell: Cell, engine: str) -> Cell | None:
 
 
 def _likeness(one: Cell, other: Cell) -> int:
-    return sum(weight for name, weight in _WEIGHTS.items() if getattr(one, name) == getattr(other, name))
+    default = load_profile(one.os, release="", arch=one.arch, target=one.target).release
+    same = sum(weight for name, weight in _WEIGHTS.items() if getattr(one, name) == getattr(other, name))
+    return same + (one.release == default)
 
 
 def plan_cells(request: BuildRequest, *, engine: str) -> Iterator[BuildPlan]:

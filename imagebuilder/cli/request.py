@@ -50,8 +50,8 @@ def _path() -> click.Path:
 
 
 OPTIONS = (
-    click.option("--os", default="", metavar="NAME[-RELEASE]", help="Operating system: debian, debian-12, ..."),
-    click.option("--target", default="", metavar="NAME", help="What the image is for: qemu, raw, ..."),
+    click.option("--os", default="", metavar="NAME[-RELEASE]", help="Operating system: debian, ubuntu-24.04, ..."),
+    click.option("--target", default="", metavar="NAME", help="What the image is for: qemu, gce, aws, ..."),
     click.option("--arch", default="", metavar="NAME", help="Architecture.  [default: amd64]"),
     click.option(
         "--kubernetes", default="", metavar="VERSION",

@@ -10,6 +10,7 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from imagebuilder import __version__
@@ -22,20 +23,24 @@ FORMAT = 1
 SHOWN = 5  # names in one error
 
 
-def write_folder(folder: Path, files: Mapping[str, Item], *, name: str, durable: bool = True) -> bool:
+def write_folder(
+    folder: Path, files: Mapping[str, Item], *, name: str, shared: dict[tuple[str, int], Path] | None = None
+) -> bool:
     """Write a folder; return False when it is there already, just like this.
 
     Args:
         folder: where to; missing, empty, or written by this function and not changed since.
         files: what is in it.
         name: of the cell, for the marker.
-        durable: fsync before the rename; an ``--all`` does it once for all.
+        shared: files that others of many folders have too, by checksum and mode: they become hard links, which are
+            made ten times as fast. This function adds to it, and leaves fsync to the caller, once for all folders.
 
     Raises:
         UsageError: the folder holds something that is not ours, or that was changed by hand.
     """
     check_ours(folder)
-    marker = _marker(files, name)
+    digests = {path: digest(item) for path, item in sorted(files.items())}
+    marker = _marker(digests, name)
     with contextlib.suppress(OSError):
         if (folder / MARKER).read_bytes() == marker:
             return False
@@ -43,16 +48,27 @@ def write_folder(folder: Path, files: Mapping[str, Item], *, name: str, durable:
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
     try:
         aside.chmod(0o755)
-        _fill(aside, files)
+        _fill(aside, files, {} if shared is None else _links(files, digests, shared))
         (aside / MARKER).write_bytes(marker)
-        if durable:
+        if shared is None:
             _sync(aside)
         _put(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    if durable:
+    if shared is None:
         fsync_directory(folder.parent)
+    else:
+        for path, item in files.items():
+            shared.setdefault((digests[path], item.mode), folder / path)
     return True
+
+
+def _links(
+    files: Mapping[str, Item], digests: Mapping[str, str], shared: Mapping[tuple[str, int], Path]
+) -> dict[str, Path]:
+    """Return, for files that are elsewhere already, where."""
+    keys = {path: (digests[path], item.mode) for path, item in files.items()}
+    return {path: shared[key] for path, key in keys.items() if key in shared}
 
 
 def check_ours(folder: Path) -> None:
@@ -103,19 +119,22 @@ def _names(paths: set[str]) -> str:
 def digest(item: Item) -> str:
     """Return the sha256 of what a file of the folder will hold."""
     if isinstance(item.data, bytes):
-        return sha256_bytes(item.data)
+        return _digest(item.data)
     return sha256_bytes(archive(item.data)) if item.data.is_dir() else sha256_file(item.data)
 
 
-def _marker(files: Mapping[str, Item], name: str) -> bytes:
+_digest = lru_cache(maxsize=4096)(sha256_bytes)
+
+
+def _marker(digests: Mapping[str, str], name: str) -> bytes:
     data = {
         "format": FORMAT, "tool": f"imagebuilder {__version__}", "cell": name,
-        "files": {path: digest(item) for path, item in sorted(files.items())},
+        "files": dict(digests),
     }  # fmt: skip
     return (json.dumps(data, indent=2) + "\n").encode()
 
 
-def _fill(aside: Path, files: Mapping[str, Item]) -> None:
+def _fill(aside: Path, files: Mapping[str, Item], links: Mapping[str, Path]) -> None:
     made: set[str] = set()
     for name, item in files.items():
         parent, _, _ = name.rpartition("/")
@@ -123,6 +142,10 @@ def _fill(aside: Path, files: Mapping[str, Item]) -> None:
             os.makedirs(aside / parent, exist_ok=True)  # noqa: PTH103 - a thousand of them: Path costs half
             made.add(parent)
         path = os.path.join(aside, name)  # noqa: PTH118
+        if name in links:
+            with contextlib.suppress(OSError):  # gone, or a file system without links: then it is written
+                os.link(links[name], path)
+                continue
         if isinstance(item.data, Path) and not item.data.is_dir():
             shutil.copyfile(item.data, path)
             os.chmod(path, item.mode)  # noqa: PTH101

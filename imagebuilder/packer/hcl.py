@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -138,7 +138,8 @@ def code_of(text: str) -> Iterator[tuple[int, str, int]]:
 
 def scan(text: str) -> Line:
     """Return what the layout of a line depends on."""
-    return replace(_scan(text))
+    known = _scan(text)
+    return Line(text, known.net, known.equal, known.comment, known.heredoc)
 
 
 @lru_cache(maxsize=8192)  # cells have most of their lines in common
@@ -160,7 +161,7 @@ def _scan(text: str) -> Line:
     return line
 
 
-@lru_cache(maxsize=2048)  # and many of their files
+@lru_cache(maxsize=8192)  # and many of their files
 def format_hcl(text: str) -> str:
     """Return HCL as ``packer fmt`` writes it; runs of blank lines become one, as templates leave them behind."""
     lines: list[Line] = []

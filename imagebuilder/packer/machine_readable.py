@@ -14,8 +14,9 @@ COMMA = "%!(PACKER_COMMA)"
 MAX_LINE = 64 << 10  # characters of one line that are looked at
 MAX_TEXTS = 200  # errors that are kept: a broken template repeats itself
 _ESCAPE = re.compile(r"\\([nr\\])")
-_AT = re.compile(r"^\s*on (\S+?) line (\d+)(?:,|:)", re.M)
-_SAID = re.compile(r"^(==>|\s{4}) ([\w.-]+): ?(.*)$", re.S)
+_AT = re.compile(r"^\s*on (\S+?) line (\d+)[,:]|rule at (\S+?\.hcl):(\d+)", re.M)
+_AGAIN = re.compile(r"\n?(?:==> |--> |Build ')")  # what the lines of type "error" say too
+_SAID = re.compile(r"^(==> |    )([\w.-]+): ?(.*)$", re.S)
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -59,11 +60,14 @@ class Output:
     Attributes:
         errors: of packer itself and of builds; the output of a step that only went to standard error is not here.
         said: the last lines for people.
+        step: the step of the recipe that began last and is not known to have ended well, or empty.
+        failed: whether packer counted errors, whatever its exit code says.
     """
 
     errors: list[str] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
-    steps: list[str] = field(default_factory=list)
+    step: str = ""
+    failed: bool = False
     _artifacts: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
 
     def take(self, text: str) -> list[tuple[str, str]]:
@@ -75,6 +79,7 @@ class Output:
             return list(self._say(line.data[0], _COLOUR.sub("", line.data[1])))
         if line.kind == "error" and line.data:
             self._error(f"{line.target}: {line.data[0]}" if line.target else line.data[0])
+        self.failed |= line.kind == "error-count" and line.data != ("0",)
         if line.kind == "artifact" and len(line.data) > 1:
             key, value = " ".join(line.data[1:-1]) or line.data[-1], line.data[-1]
             self._artifacts.setdefault((line.target, line.data[0]), {})[key] = value
@@ -87,15 +92,17 @@ class Output:
     def _say(self, kind: str, text: str) -> Iterator[tuple[str, str]]:
         found = _SAID.match(text)
         said = found[3] if found else text
-        if kind == "error" and found is None:
+        if kind == "error" and found is None and not _AGAIN.match(text) and not text.lstrip().startswith("Warning:"):
             self._error(text)
         for part in said.splitlines():
             if part.startswith("@@step "):
-                self.steps.append(part.removeprefix("@@step "))
-                yield "step", self.steps[-1]
-            elif part.strip() and not part.startswith("@@"):
+                self.step = part.removeprefix("@@step ")
+                yield "step", self.step
+            elif part.startswith("@@steps-done"):
+                self.step = ""
+            elif part.strip():
                 self.said = [*self.said[-19:], part]
-                yield "note" if found and found[1] == "==>" and kind == "say" else "log", part
+                yield "note" if found and found[1] == "==> " and kind == "say" else "log", part
 
     @property
     def artifacts(self) -> tuple[Artifact, ...]:
@@ -120,8 +127,9 @@ class Diagnostic:
     @property
     def short(self) -> str:
         """Return ``file:line: what``."""
-        first = next((line.strip() for line in self.text.splitlines() if line.strip()), "an error")
-        first = re.sub(r"^(Error: |\* )", "", first)
+        lines = [line.strip() for line in self.text.splitlines() if line.strip()] or ["an error"]
+        listed = [line for line in lines if line.startswith("* ")]
+        first = re.sub(r"^(Error: |\* )", "", listed[0] if listed and "occurred:" in lines[0] else lines[0])
         return f"{self.file}:{self.line}: {first}" if self.file else first
 
 
@@ -131,7 +139,6 @@ def diagnostics(texts: Sequence[str]) -> list[Diagnostic]:
     for block in re.split(r"(?m)^(?=Error: )", "\n".join(texts)):
         if block.strip():
             place = _AT.search(block)
-            found.append(
-                Diagnostic(file=place[1] if place else "", line=int(place[2]) if place else 0, text=block.strip())
-            )
+            file, line = (place[1] or place[3], place[2] or place[4]) if place else ("", "0")
+            found.append(Diagnostic(file=file, line=int(line), text=block.strip()))
     return found

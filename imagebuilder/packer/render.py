@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
-from collections.abc import Callable, Mapping
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -24,9 +26,10 @@ GUEST = "/var/lib/imagebuilder-build"  # where the machine has what is uploaded;
 OLD = "packer-1.6"
 PACKERS = {"current": "", "1.6": f"{OLD}/"}  # the Packers that are rendered for, and where what differs goes
 SCRIPTS = {  # ours -> where the folder has them
-    "prepare.sh": "scripts/00-prepare.sh", "reboot.sh": "scripts/20-reboot.sh",
+    "prepare.sh": "scripts/00-prepare.sh", "unpack.sh": "scripts/05-unpack.sh", "reboot.sh": "scripts/20-reboot.sh",
     "on-error.sh": "scripts/99-on-error.sh", "prepare-1.6.sh": f"{OLD}/prepare.sh",
 }  # fmt: skip
+PROVISION = "files/provision.tar"  # one file: Packer's upload takes a round trip for each
 SHUTDOWN = "vm/shutdown.sh"  # of the recipe: removes the build user
 UNATTENDED = {  # how an installer is told what to install -> part, and the file that it looks for
     "preseed": ("preseed.j2", "preseed.cfg"), "kickstart": ("kickstart.j2", "ks.cfg"),
@@ -287,7 +290,7 @@ def _jinja(parts: Path) -> jinja2.Environment:
 
     made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(parts), undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
-        trim_blocks=True, lstrip_blocks=True, autoescape=False,  # noqa: S701 - HCL, not HTML: the filter quotes
+        trim_blocks=True, lstrip_blocks=True, auto_reload=False, autoescape=False,  # noqa: S701 - HCL, not HTML: the filter quotes
     )  # fmt: skip
     made.filters["hcl"] = quote
     return made
@@ -318,8 +321,7 @@ def _recipe(plan: BuildPlan, supplies: Supplies, provision: Path, context: Mappi
         replace(layer, steps=tuple(step for step in layer.steps if wanted or "repositories" not in step.when))
         for layer in plan.layers
     ]
-    used = {path for layer in layers for path in used_files(layer, plan.profile, dict.fromkeys(every, ""))}
-    files = {f"files/provision/{path}": every[path] for path in sorted({*used, SHUTDOWN})}
+    files = {PROVISION: Item(data=_archive(provision, _used(layers, plan, every)))}
     env = environment(
         plan, kubernetes=context["kubernetes"], inside=GUEST,
         packages={name: names for name, (_, names) in packages.items()}, payloads=supplies.payloads,
@@ -331,20 +333,38 @@ def _recipe(plan: BuildPlan, supplies: Supplies, provision: Path, context: Mappi
     return files
 
 
+_USED: dict[tuple[str | int, ...], tuple[str, ...]] = {}  # cells have few different recipes; `every` is cached too
+
+
+def _used(layers: Sequence[LayerPlan], plan: BuildPlan, every: Mapping[str, Item]) -> tuple[str, ...]:
+    profile = plan.profile
+    key = (profile.family, profile.init, id(every), *(step.key for layer in layers for step in layer.steps))
+    if key not in _USED:
+        known = dict.fromkeys(every, "")
+        paths = {path for layer in layers for path in used_files(layer, profile, known)}
+        _USED[key] = tuple(sorted(paths | {SHUTDOWN}))
+    return _USED[key]
+
+
+@lru_cache(maxsize=64)  # cells have few different recipes
+def _archive(provision: Path, paths: tuple[str, ...]) -> bytes:
+    """Return files of the recipe as a tar archive; nothing of this machine is in it."""
+    every, stream = _provision(provision), io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for path in paths:
+            item = every[path]
+            assert isinstance(item.data, bytes)
+            entry = tarfile.TarInfo(f"provision/{path}")
+            entry.size, entry.mode = len(item.data), item.mode
+            tar.addfile(entry, io.BytesIO(item.data))
+    return stream.getvalue()
+
+
 def _layer_script(layer: LayerPlan, env: Mapping[str, str]) -> str:
     lines = ["#!/bin/sh", f"# The layer {layer.name}:"]
     lines += [f"# {step.order:02d} {step.title}" for step in layer.steps]
     lines += ["set -eu", f"export IB_PROVISION={GUEST}/provision"]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in sorted(env.items())]
-    if layer.name == "site":  # links and empty folders do not survive Packer's upload: overlays come as archives
-        lines += [
-            f"for archive in {GUEST}/overlays/*.tar; do",
-            '    [ -f "$archive" ] || continue',
-            '    mkdir "${archive%.tar}"',
-            '    tar -C "${archive%.tar}" -xpf "$archive"',
-            '    rm "$archive"',
-            "done",
-        ]
     words = ['/bin/sh "$IB_PROVISION/run-steps.sh"', *(f"{step.key}.sh" for step in layer.steps)]
     lines.append(" \\\n    ".join(words))
     return "\n".join(lines) + "\n"

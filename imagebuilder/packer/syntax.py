@@ -7,11 +7,15 @@ duplicate attributes, two attributes on a line, and unknown escapes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 MAX_BYTES = 1 << 20  # of one file: ours have a few KiB
-_PLAIN = re.compile(r"[A-Za-z_][\w-]*|\d[\w.]*|[ \t\r]+|(?:#|//)[^\n]*|==|!=|<=|>=|=>|&&|\|\||\.\.\.|[^\w\s]|\n", re.A)
+_PLAIN = re.compile(r"[A-Za-z_][\w-]*|\d[\w.]*|==|!=|<=|>=|=>|&&|\|\||\.\.\.|[^\w\s]|\n", re.A)
+_BLANK = re.compile(r"(?:[ \t\r]+|(?:#|//)[^\n]*)+")
+_SIMPLE = re.compile(r'"[^"\\\n$%]*"')  # a string without escapes and templates
+_RUN = re.compile(r"[^\"\\\n$%]+")
 _ESCAPE = re.compile(r'\\(?:["\\nrt]|u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8})')
 _HEREDOC = re.compile(r"<<-?([A-Za-z_][\w-]*)\n")
 _OPEN, _CLOSE = {"{": "}", "[": "]", "(": ")"}, {"}", "]", ")"}
@@ -75,8 +79,12 @@ class _BrokenError(Exception):
         self.line, self.text = line, text
 
 
+@lru_cache(maxsize=4096)  # cells have many files in common
 def read(name: str, text: str) -> Source:
-    """Read one file; what is wrong with it is in ``problems``, and reading goes on where it can."""
+    """Read one file; what is wrong with it is in ``problems``, and reading goes on where it can.
+
+    What is returned is shared: it must not be changed.
+    """
     source = Source(name=name)
     if len(text) > MAX_BYTES:
         source.problems.append((1, f"larger than {MAX_BYTES >> 20} MiB"))
@@ -89,7 +97,7 @@ def read(name: str, text: str) -> Source:
     return source
 
 
-def declared(sources: list[Source]) -> dict[str, dict[str, tuple[str, int]]]:
+def declared(sources: Sequence[Source]) -> dict[str, dict[str, tuple[str, int]]]:
     """Return per kind (``var``, ``local``) the names that are declared, with file and line."""
     found: dict[str, dict[str, tuple[str, int]]] = {"var": {}, "local": {}}
     for source in sources:
@@ -113,9 +121,15 @@ class _Lexer:
         """Yield tokens to the end; those of an interpolation to its closing brace."""
         depth, before = 0, ["", ""]
         while self._at < len(self._text):
+            if blank := _BLANK.match(self._text, self._at):
+                self._at = blank.end()
+                continue
             line = self._line
             if self._text[self._at] == '"':
-                yield Token(self._string(), line)
+                simple = _SIMPLE.match(self._text, self._at)
+                if simple:
+                    self._at = simple.end()
+                yield Token(simple[0] if simple else self._string(), line)
                 before = ["", ""]
                 continue
             if heredoc := _HEREDOC.match(self._text, self._at):
@@ -127,8 +141,6 @@ class _Lexer:
             word = found[0]
             self._at = found.end()
             self._line += word == "\n"
-            if word[0] in " \t\r#" or word.startswith("//"):
-                continue
             depth += (word == "{") - (word == "}")
             if inside and depth < 0:
                 return
@@ -143,6 +155,9 @@ class _Lexer:
         start, line = self._at, self._line
         self._at += 1
         while self._at < len(self._text):
+            if run := _RUN.match(self._text, self._at):
+                self._at = run.end()
+                continue
             rest = self._text[self._at : self._at + 10]
             if rest[0] == '"':
                 self._at += 1
@@ -177,6 +192,9 @@ class _Lexer:
             raise _BrokenError(line, f"the heredoc {begin[1]} has no end")
         self._at, self._line = begin.end(), line + 1
         while self._at < end.start():
+            if run := _RUN.match(self._text, self._at, end.start()):
+                self._at = run.end()
+                continue
             self._template(self._text[self._at : self._at + 3])
         self._at = end.end()
         return self._text[start : self._at]
