@@ -100,6 +100,8 @@ class AwsImage(SourceImage):
 
     owner: str = Field(description="Account that publishes it.", pattern=r"^\d{12}$")
     name: str = Field(description="Name, with * for any text.")
+    # With another name the build would get a second disk, and the root stay small (kubernetes-sigs/image-builder#317).
+    root_device: str = Field(default="/dev/sda1", description="Name of its root device.", pattern=r"^/dev/[a-z0-9]+$")
 
 
 class GceImage(SourceImage):
