@@ -41,26 +41,31 @@ class BakeOptions:
         cache: the cache folder.
         refresh: ask the mirrors again.
         offline: take everything from the cache.
+        var_files: values of Packer's variables, credentials among them; only their paths are handed on.
     """
 
     output: Path
     cache: Path
     refresh: bool = False
     offline: bool = False
+    var_files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BakeResult:
-    """A finished bake: its folder, the artifact in it, the manifest, and whether it was there already."""
+    """A finished bake: its folder, the artifact in it, the manifest, and whether it was there already.
+
+    ``artifact`` is None when it is an image in a cloud: the manifest has its identifier.
+    """
 
     folder: Path
-    artifact: Path
+    artifact: Path | None
     manifest: dict[str, Any]
     unchanged: bool
 
 
 def bake(plan: BuildPlan, *, options: BakeOptions, runner: Runner, progress: Progress) -> BakeResult:
-    """Bake an image with the direct engine.
+    """Bake an image with the plan's engine; what follows is the direct one.
 
     Returns:
         The artifact's folder: the disk, ``manifest.json`` and ``SHA256SUMS``.
@@ -69,6 +74,10 @@ def bake(plan: BuildPlan, *, options: BakeOptions, runner: Runner, progress: Pro
         PrivilegeError: not root.
         ImagebuilderError: any other class of :mod:`imagebuilder.errors`; nothing half-written is left.
     """
+    if plan.engine == "packer":
+        from imagebuilder.bake_packer import bake_packer  # and Jinja2 with it, which the direct engine does not need
+
+        return bake_packer(plan, options=options, runner=runner, progress=progress)
     if os.geteuid() != 0:
         raise PrivilegeError("the direct engine must run as root", hint="sudo imagebuilder bake ...")
     require_tools()
@@ -174,11 +183,23 @@ def publish(folder: Path, artifact: Path, artifact_id: str, manifest: dict[str, 
         "size": artifact.stat().st_size,
         "sha256": digest,
     }
-    text = (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()
-    write_atomic(folder / "SHA256SUMS", f"{digest}  {artifact.name}\n{sha256_bytes(text)}  manifest.json\n")
-    write_atomic(folder / "manifest.json", text)
+    _write_manifest(folder, manifest, f"{digest}  {artifact.name}\n")
     write_atomic(folder / ".stamp", canonical_json(stamp_of(artifact, artifact_id)))
     return BakeResult(folder=folder, artifact=artifact, manifest=manifest, unchanged=False)
+
+
+def publish_manifest(folder: Path, artifact_id: str, manifest: dict[str, Any]) -> BakeResult:
+    """Publish an image that is in a cloud: a folder with the manifest alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest["artifact"] |= {"id": artifact_id}
+    _write_manifest(folder, manifest, "")
+    return BakeResult(folder=folder, artifact=None, manifest=manifest, unchanged=False)
+
+
+def _write_manifest(folder: Path, manifest: dict[str, Any], sums: str) -> None:
+    text = (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()
+    write_atomic(folder / "SHA256SUMS", f"{sums}{sha256_bytes(text)}  manifest.json\n")
+    write_atomic(folder / "manifest.json", text)
 
 
 def manifest_data(plan: BuildPlan, lock: Lock, layers: Sequence[Layer], progress: Progress) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def _root(host: Host) -> Answer:
 def _keyrings(host: Host) -> Answer:
     target = target_names()[0]
     profiles = [load_profile(name, release="", arch="amd64", target=target) for name in profile_names()]
-    paths = dict.fromkeys(profile.bootstrap.keyring for profile in profiles)
+    paths = dict.fromkeys(profile.bootstrap.keyring for profile in profiles if profile.bootstrap)
     lost = [path for path in paths if not Path(path).is_file()]
     return Answer(good=not lost, text=f"there is no {', '.join(lost)}" if lost else ", ".join(paths))
 

@@ -86,8 +86,8 @@ class Fetcher:
             )  # fmt: skip
         profile = plan.profile
         archive = apt.Archive(
-            name=profile.name, suite=profile.suite, arch=profile.arch, components=profile.bootstrap.components,
-            keyring=profile.bootstrap.keyring, mirror=plan.request.mirrors.get(profile.name, ""),
+            name=profile.name, suite=profile.suite, arch=profile.arch, components=profile.archive.components,
+            keyring=profile.archive.keyring, mirror=plan.request.mirrors.get(profile.name, ""),
         )  # fmt: skip
         folder = apt.AptFolder(self.cache / "apt" / lock.apt_folder, archive, self.runner)
         with locked(self.cache / "locks" / "debs"):

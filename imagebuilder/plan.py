@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from imagebuilder.compat import Compat, minor_of
 from imagebuilder.content import content_id
 from imagebuilder.errors import UsageError
 from imagebuilder.model import FORMAT_VERSION, LAYERS, BuildRequest, Cell, plain
-from imagebuilder.profiles import Component, Profile, Repository
+from imagebuilder.profile_data import Component, Profile, Repository, SourceImage
 from imagebuilder.steps import Step, select
 from imagebuilder.strict import did_you_mean
 from imagebuilder.targets import Target
@@ -27,12 +27,18 @@ FILE_SOURCE = "file"  # --source kubernetes=file:<dir>: taken from a folder, wha
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Engine:
-    """What an engine can make."""
+    """What an engine can make.
+
+    Attributes:
+        formats: those that it writes; ``none`` where the artifact is an image in a cloud.
+        begins_with: ``bootstrap``, packages of the profile's archive, or ``image``, a source image of the profile.
+    """
 
     name: str
     families: frozenset[str]
     architectures: frozenset[str]
     formats: frozenset[str]
+    begins_with: Literal["bootstrap", "image"]
 
 
 # Only engines that exist are here: a cell is offered when one of them can make it.
@@ -42,8 +48,17 @@ ENGINES = {
         families=frozenset({"debian"}),
         architectures=frozenset({"amd64"}),
         formats=frozenset({"raw", "qcow2"}),
-    )
+        begins_with="bootstrap",
+    ),
+    "packer": Engine(
+        name="packer",
+        families=frozenset({"debian", "redhat"}),
+        architectures=frozenset({"amd64", "arm64"}),
+        formats=frozenset({"raw", "qcow2", "vmdk", "ova", "tar.gz", "vhd", "box", "none"}),
+        begins_with="image",
+    ),
 }
+FIRMWARE = {"amd64": ("bios", "uefi"), "arm64": ("uefi",)}  # arm64 has never had a BIOS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +122,11 @@ class BuildPlan:
         """Return a repository of the profile, or None."""
         return self.profile.repositories.get(name)
 
+    @property
+    def source_image(self) -> SourceImage | None:
+        """Return what Packer starts from, or None."""
+        return self.profile.source_images.of(self.target.source_kind)
+
     def as_data(self) -> dict[str, Any]:
         """Return the plan as plain data, for ``plan --json``; paths of this machine are left out."""
         return {
@@ -122,6 +142,7 @@ class BuildPlan:
                 for layer in self.layers
             ],
             "disk": plain(self.disk),
+            "source_image": plain(self.source_image) if self.engine == "packer" else None,
             "settings": dict(self.settings),
         }
 
@@ -149,51 +170,79 @@ def plan(
         cell=cell, engine=engine, engine_reason=reason, profile=profile, target=target,
         kubernetes=kubernetes, kubernetes_minor=minor, known_patch=known.patch, containerd=containerd,
         pause_image=known.pause, sources=sources,
-        layers=_layers(request, profile, target, steps, docker),
+        layers=_layers(request, profile, target, steps, docker, engine),
         disk=DiskPlan(
-            format=target.format, extension=target.extension, size=target.size_gib * GIB, firmware=target.firmware,
+            format=target.format, extension=target.extension, size=target.size_gib * GIB,
+            firmware=tuple(name for name in target.firmware if name in FIRMWARE[profile.arch]),
             kernel_arguments=(*target.kernel_arguments, *(f"console={name}" for name in target.consoles)),
         ),
         settings=_settings(profile, target, known.pause), request=request,
     )  # fmt: skip
 
 
-def choose_engine(asked: str, profile: Profile, target: Target) -> tuple[str, str]:
+def choose_engine(asked: str, profile: Profile, target: Target, *, nearest: Cell | None = None) -> tuple[str, str]:
     """Return the engine and why.
+
+    Args:
+        asked: the engine's name, or ``auto`` for the first of the target's that can.
+        profile: of the cell.
+        target: of the cell.
+        nearest: a cell that can be made, for the hint when this one cannot.
 
     Raises:
         UsageError: there is no such engine, or none can make this cell; the reasons are in the context.
     """
-    if asked not in ("auto", *ENGINES):
-        raise UsageError(f'there is no engine "{asked}"{did_you_mean(asked, ENGINES)}', hint="--engine auto")
-    names = [name for name in target.engines if name in ENGINES] if asked == "auto" else [asked]
-    reasons = {name: why_not(ENGINES[name], profile, target) for name in names}
+    reasons = why_none(asked, profile, target)
     for name, reason in reasons.items():
         if not reason:
             why = "asked for" if asked != "auto" else f"the first of {target.name}'s engines that can make this cell"
             return name, why
     cell = f"{profile.title} {profile.release} {profile.arch} for {target.title}"
+    hint = "imagebuilder list cells"
+    if nearest:
+        where = f"--os {nearest.os}-{nearest.release} --arch {nearest.arch} --target {nearest.target}"
+        hint = f"the nearest that can be made: {where}; all: {hint}"
     raise UsageError(
         f"no engine can make {cell}",
         context="\n".join(f"{name}: {reason}" for name, reason in reasons.items()),
-        hint="imagebuilder list cells",
+        hint=hint,
     )
+
+
+def why_none(asked: str, profile: Profile, target: Target) -> dict[str, str]:
+    """Return, per engine that may be taken, why it cannot make a cell: an empty string when it can.
+
+    Raises:
+        UsageError: there is no such engine.
+    """
+    if asked not in ("auto", *ENGINES):
+        raise UsageError(f'there is no engine "{asked}"{did_you_mean(asked, ENGINES)}', hint="--engine auto")
+    names = [name for name in target.engines if name in ENGINES] if asked == "auto" else [asked]
+    return {name: why_not(ENGINES[name], profile, target) for name in names}
 
 
 def why_not(engine: Engine, profile: Profile, target: Target) -> str:
     """Return why an engine cannot make a cell, or an empty string when it can."""
+    if profile.arch not in target.architectures:
+        return f"{target.title} has no {profile.arch} machines ({', '.join(target.architectures)})"
+    if engine.name not in target.engines:
+        return f"the target {target.name} is not made by the {engine.name} engine"
     facts = (
         (profile.family, engine.families, "does not know the family"),
         (profile.arch, engine.architectures, "cannot run programs of the architecture"),
         (target.format, engine.formats, "does not write the format"),
     )
-    if engine.name not in target.engines:
-        return f"the target {target.name} is not made by the {engine.name} engine"
-    return "; ".join(
+    reasons = [
         f"the {engine.name} engine {text} {value} yet ({', '.join(sorted(known))})"
         for value, known, text in facts
         if value not in known
-    )
+    ]
+    if engine.begins_with == "image" and profile.source_images.of(target.source_kind) is None:
+        kind = target.source_kind
+        reasons.append(profile.missing_images.get(kind, f"{profile.title} states no source image of the kind {kind}"))
+    if engine.begins_with == "bootstrap" and profile.bootstrap is None and profile.family in engine.families:
+        reasons.append(f"{profile.title} does not say yet how the {engine.name} engine begins ([bootstrap])")
+    return "; ".join(reasons)
 
 
 def choose_sources(profile: Profile, forced: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
@@ -220,16 +269,15 @@ def choose_sources(profile: Profile, forced: Mapping[str, str]) -> dict[str, tup
 
 
 def _layers(
-    request: BuildRequest, profile: Profile, target: Target, steps: Sequence[Step], docker: str
+    request: BuildRequest, profile: Profile, target: Target, steps: Sequence[Step], docker: str, engine: str
 ) -> tuple[LayerPlan, ...]:
     packages = {
         "base": (*profile.packages.base, profile.kernel[target.kernel]),
         "runtime": tuple(profile.runtime_packages(docker)),
         "kubernetes": (),  # only when the sources taken are packages: resolve adds them
-        "site": (*target.packages(profile.family), *request.packages),
+        "site": (*target.packages(profile.name, profile.family), *request.packages),
     }
-    facts = [name for name, true in (("cloud_init", target.cloud_init),) if true]
-    chosen = select(steps, profile.family, target.name, facts)
+    chosen = select(steps, profile.family, target.name, _facts(profile, target, engine))
     return tuple(
         LayerPlan(
             name=name,
@@ -238,6 +286,18 @@ def _layers(
         )
         for name in LAYERS
     )
+
+
+def _facts(profile: Profile, target: Target, engine: str) -> list[str]:
+    """Return what is true of a cell, of what the ``when:`` of a step may ask for."""
+    known = {
+        "cloud_init": target.cloud_init,
+        "repositories": engine == "packer",  # the direct engine has a repository of its own, of what is locked
+        "subscription": profile.subscription,
+        "vagrant": bool(target.box_provider),
+        "vm_build": engine == "packer",
+    }
+    return [name for name, true in known.items() if true]
 
 
 def _settings(profile: Profile, target: Target, pause: str) -> dict[str, str]:
@@ -251,6 +311,7 @@ def _settings(profile: Profile, target: Target, pause: str) -> dict[str, str]:
         "IB_MASKED_GENERATORS": " ".join(profile.masked_generators),
         "IB_MASKED_SERVICES": " ".join((*profile.masked_services, *target.masked_services)),
         "IB_PAUSE_IMAGE": pause,
+        "IB_UNWANTED_PACKAGES": " ".join(profile.packages.unwanted),
     }
 
 
@@ -285,9 +346,12 @@ def used_files(layer: LayerPlan, profile: Profile, provision: Mapping[str, str])
     own = {step.path.relative_to(step.path.parents[2]).as_posix() for step in layer.steps}
     own |= {"lib.sh", "run-steps.sh", f"family/{profile.family}.sh", f"init/{profile.init}.sh"}
     folders = [
-        f"services/{use.partition('/')[2]}/{profile.init}/" if use.startswith("services/") else use
-        for step in layer.steps
-        for use in step.uses
+        f"family/{profile.family}/",
+        *(
+            f"services/{use.partition('/')[2]}/{profile.init}/" if use.startswith("services/") else use
+            for step in layer.steps
+            for use in step.uses
+        ),
     ]
     own |= {path for path in provision if any(path == use or path.startswith(f"{use.rstrip('/')}/") for use in folders)}
     return sorted(own)

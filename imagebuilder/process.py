@@ -63,6 +63,7 @@ class Runner(Protocol):
         log: Path | None = None,
         on_line: Callable[[str], None] | None = None,
         timeout: float | None = None,
+        patience: float = 0.0,
     ) -> Result:
         """Run a program to its end; see :class:`RealRunner`."""
 
@@ -169,6 +170,7 @@ class RealRunner:
         log: Path | None = None,
         on_line: Callable[[str], None] | None = None,
         timeout: float | None = None,
+        patience: float = 0.0,
     ) -> Result:
         """Run a program to its end.
 
@@ -182,6 +184,7 @@ class RealRunner:
             log: a file that all its output is appended to.
             on_line: called with each line of output that is not captured.
             timeout: deadline in seconds, after which it is ended.
+            patience: seconds that it gets to clean up, once it is interrupted or its deadline is over.
 
         Raises:
             ToolMissingError: the program does not exist.
@@ -197,7 +200,7 @@ class RealRunner:
         )  # fmt: skip
         try:
             with _log_stream(log, words) as sink:
-                stdout, tail = _pump(child, stdin, capture, sink, on_line, timeout)
+                stdout, tail = _pump_patiently(child, stdin, capture, sink, on_line, timeout, patience)
         except (TimeoutError, subprocess.TimeoutExpired):
             stop(child)
             message = f"{words[0]} was still running after {timeout:.0f} s and was ended"
@@ -313,6 +316,27 @@ def _pump(
     lines.finish()
     child.wait(None if deadline is None else max(0.1, deadline - time.monotonic()))
     return captured.decode("utf-8", "replace"), tuple(lines.tail)
+
+
+def _pump_patiently(
+    child: subprocess.Popen[bytes],
+    stdin: bytes,
+    capture: bool,
+    sink: IO[bytes] | None,
+    on_line: Callable[[str], None] | None,
+    timeout: float | None,
+    patience: float,
+) -> tuple[str, tuple[str, ...]]:
+    """Move bytes; when that is cut short, let the child clean up, and go on moving what it says meanwhile."""
+    try:
+        return _pump(child, stdin, capture, sink, on_line, timeout)
+    except BaseException:
+        if patience and child.poll() is None:
+            # To itself only: what it started is its own to end. A second interruption ends the waiting.
+            child.send_signal(signal.SIGTERM)
+            with contextlib.suppress(TimeoutError, subprocess.TimeoutExpired):
+                _pump(child, b"", capture, sink, on_line, patience)
+        raise
 
 
 def _push(selector: selectors.BaseSelector, stream: IO[bytes] | None, pending: memoryview) -> memoryview:

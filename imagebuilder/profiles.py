@@ -7,18 +7,15 @@ placeholders are filled in. Files whose name starts with ``_`` are families, not
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import Field
+from typing import Any
 
 from imagebuilder import resources
 from imagebuilder.errors import DataError, UsageError
+from imagebuilder.profile_data import Profile, ProfileData, Release
 from imagebuilder.strict import (
-    Strict,
-    Strings,
     did_you_mean,
     expand,
     label,
@@ -29,118 +26,10 @@ from imagebuilder.strict import (
 )
 
 MATCHERS = ("arch", "release", "target", "init")
-PLACEHOLDERS = ("os", "release", "suite", "arch", "target", "init")  # filled in when a profile is loaded
+PLACEHOLDERS = ("os", "release", "version", "suite", "arch", "machine", "target", "init")  # filled in when loaded
 LATE = ("minor",)  # known only when the Kubernetes version is; see Repository and Component
 _LATE_TABLES = ("repositories", "components")
-
-
-class Release(Strict):
-    """One release of an operating system."""
-
-    suite: str = Field(description="The release's name in the archive, for instance a code name.")
-    eol: str = Field(
-        description="Last day of security updates, long-term support included: YYYY-MM-DD.",
-        pattern=r"^\d{4}-\d{2}-\d{2}$",
-    )
-    containerd: str = Field(description="Version of containerd that the distribution has.")
-
-
-class Bootstrap(Strict):
-    """How the first packages of the root tree are fetched."""
-
-    keyring: str = Field(description="Path on the host of the keyring that verifies the archive.")
-    components: Strings = Field(description="Components of the archive, for instance main.")
-
-
-class Packages(Strict):
-    """Packages of the distribution, by what they are for."""
-
-    base: Strings = Field(description="Everything of the OS that a node needs, without the kernel.")
-    runtime: Strings = Field(
-        description="The distribution's docker and containerd; what components.docker.packages names for"
-        " another source replaces them."
-    )
-    tools: Strings = Field(description="On top of base: the programs that write the disk, run in a chroot.")
-
-
-class Component(Strict):
-    """Software that can come from several places."""
-
-    sources: Strings = Field(description="Kinds of source, in the order in which they are tried.", min_length=1)
-    packages: Mapping[str, Strings] = Field(default={}, description="Packages to install, per kind of source.")
-    module: str = Field(default="", description="Folder under components/ for go-modules; {minor} is allowed.")
-    programs: Strings = Field(default=(), description="Programs that the component must give.")
-    containerd: Mapping[str, str] = Field(
-        default={}, description="Lowest version of containerd that comes along, per kind of source."
-    )
-
-    def module_for(self, minor: str) -> str:
-        """Return the folder under ``components/`` for one Kubernetes minor, for instance ``1.35``."""
-        return expand(self.module, {"minor": minor})
-
-
-class Repository(Strict):
-    """A package repository outside the distribution."""
-
-    uri: str = Field(description="Address; {minor} and {suite} are allowed.")
-    suite: str = Field(description="Suite, or / for a flat repository.")
-    components: Strings = Field(default=(), description="Components; none for a flat repository.")
-    key_url: str = Field(description="Address of the signing key.")
-    fingerprint: str = Field(description="The signing key's fingerprint.", pattern=r"^[0-9A-F]{40}$")
-
-    def uri_for(self, minor: str) -> str:
-        """Return the address for one Kubernetes minor, for instance ``1.35``."""
-        return expand(self.uri, {"minor": minor})
-
-    def key_url_for(self, minor: str) -> str:
-        """Return the key's address for one Kubernetes minor."""
-        return expand(self.key_url, {"minor": minor})
-
-
-class Paths(Strict):
-    """Where the operating system keeps what the steps write."""
-
-    kubelet_defaults: str = Field(description="File with KUBELET_EXTRA_ARGS.")
-    cni_bin: str = Field(description="Folder in which containerd looks for CNI plugins.")
-
-
-class ProfileData(Strict):
-    """What a profile's files must state together."""
-
-    title: str = Field(description="The name that people know, for instance Debian.")
-    family: Literal["debian", "redhat"] = Field(description="Package family.")
-    init: Literal["systemd", "sysvinit"] = Field(description="The program that is PID 1.")
-    package_format: Literal["deb", "rpm"] = Field(description="Format of packages.")
-    default_release: str = Field(description="The release taken when none is asked for.")
-    releases: Mapping[str, Release] = Field(description="Supported releases by their number.", min_length=1)
-    architectures: Strings = Field(description="Supported architectures, in our names: amd64, arm64.")
-    kernel: Mapping[Literal["cloud", "generic"], str] = Field(description="Kernel package per flavour.")
-    bootstrap: Bootstrap = Field(description="How the first packages of the root tree are fetched.")
-    packages: Packages = Field(description="Packages of the distribution, by what they are for.")
-    components: Mapping[str, Component] = Field(description="Software that can come from several places.")
-    repositories: Mapping[str, Repository] = Field(description="Package repositories, by name.")
-    paths: Paths = Field(description="Where the operating system keeps what the steps write.")
-    masked_generators: Strings = Field(default=(), description="Unit generators that must never run on a node.")
-    masked_services: Strings = Field(default=(), description="Services that cost time at boot for nothing.")
-    hold: Strings = Field(description="Packages that are never upgraded on a node; those installed are held.")
-
-
-class Profile(ProfileData):
-    """A profile for one release, architecture and target: merged, and with its placeholders filled in."""
-
-    name: str = Field(description="Name on the command line.")
-    release: str = Field(description="The chosen release.")
-    suite: str = Field(description="The chosen release's suite.")
-    arch: str = Field(description="The chosen architecture, in our names.")
-
-    def runtime_packages(self, docker_source: str) -> tuple[str, ...]:
-        """Return the packages of the runtime layer when docker comes from this kind of source."""
-        return self.components["docker"].packages.get(docker_source, self.packages.runtime)
-
-    def containerd_version(self, docker_source: str) -> str:
-        """Return the version of containerd (at least) when docker comes from this kind of source."""
-        brought = self.components["docker"].containerd
-        return brought.get(docker_source, self.releases[self.release].containerd)
+MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}  # what most of the world calls our architectures
 
 
 def profile_names(folder: Path | None = None) -> tuple[str, ...]:
@@ -157,6 +46,16 @@ def releases(os: str, *, folder: Path | None = None) -> Mapping[str, Release]:
     """
     data = _common(folder or resources.folder("os_profiles"), os)
     return data.releases
+
+
+def architectures(os: str, *, folder: Path | None = None) -> tuple[str, ...]:
+    """Return the architectures that an operating system is built for.
+
+    Raises:
+        UsageError: there is no such operating system.
+        DataError: its files do not follow the schema.
+    """
+    return _common(folder or resources.folder("os_profiles"), os).architectures
 
 
 def load_profile(os: str, *, release: str, arch: str, target: str, folder: Path | None = None) -> Profile:
@@ -180,21 +79,34 @@ def _load(folder: Path, os: str, release: str, arch: str, target: str) -> Profil
     release = release or common.default_release
     _known("release", release, common.releases, f"{common.title} has no release")
     _known("arch", arch, common.architectures, f"{common.title} is not built for")
-    suite = common.releases[release].suite
-    tree = _when(folder, os, {"arch": arch, "release": release, "target": target})
+    blocks = tuple(_matching(folder, os, {"arch": arch, "release": release, "target": target}))
+    named = target if _names_target(folder, os) else ""  # else one profile serves all targets that match alike
+    return _profile(folder, os, release, arch, named, blocks)
+
+
+@cache
+def _profile(
+    folder: Path, os: str, release: str, arch: str, target: str, blocks: tuple[tuple[str, int], ...]
+) -> Profile:
+    chosen = _common(folder, os).releases[release]
+    tree = _merged(folder, os)
+    for name, index in blocks:
+        block = dict(_chain(folder, os))[name]["when"][index]
+        tree = _apply(tree, block, MATCHERS, f"{label(folder / f'{name}.toml')}: when.{index}")
     values = {
-        "os": os,
-        "release": release,
-        "suite": suite,
-        "arch": arch,
-        "target": target,
-        "init": tree["init"],
-    }
+        "os": os, "release": release, "version": chosen.version or release, "suite": chosen.suite, "arch": arch,
+        "machine": MACHINES.get(arch, arch), "target": target, "init": tree["init"],
+    }  # fmt: skip
     where = label(folder / f"{os}.toml")
     problems: list[str] = []
     filled = {key: _fill(value, values, (key,), problems) for key, value in tree.items()}
-    chosen = {"name": os, "release": release, "suite": suite, "arch": arch}
-    return validate({**filled, **chosen}, Profile, where, problems=[f"{where}: {line}" for line in problems])
+    own = {"name": os, "release": release, "suite": chosen.suite, "arch": arch}
+    return validate({**filled, **own}, Profile, where, problems=[f"{where}: {line}" for line in problems])
+
+
+@cache
+def _names_target(folder: Path, os: str) -> bool:
+    return any("{target}" in repr(raw) for _, raw in _chain(folder, os))
 
 
 def _known(option: str, name: str, known: Collection[str], said: str) -> None:
@@ -281,14 +193,13 @@ def _merged(folder: Path, os: str) -> dict[str, Any]:
     return tree
 
 
-def _when(folder: Path, os: str, facts: Mapping[str, str]) -> dict[str, Any]:
-    tree = _merged(folder, os)
+def _matching(folder: Path, os: str, facts: Mapping[str, str]) -> Iterator[tuple[str, int]]:
+    """Yield the ``[[when]]`` blocks that match, as (file's name, index), in the order in which they apply."""
+    known = {**facts, "init": _merged(folder, os)["init"]}
     for name, raw in _chain(folder, os):
         for index, block in enumerate(raw.get("when", [])):
-            known = {**facts, "init": tree["init"]}
             if all(known[key] in _as_list(block[key]) for key in MATCHERS if key in block):
-                tree = _apply(tree, block, MATCHERS, f"{label(folder / f'{name}.toml')}: when.{index}")
-    return tree
+                yield name, index
 
 
 def _apply(tree: dict[str, Any], change: Mapping[str, Any], but: Collection[str], where: str) -> dict[str, Any]:

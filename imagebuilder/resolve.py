@@ -22,6 +22,7 @@ from imagebuilder.images import ImageData, load_image
 from imagebuilder.model import FORMAT_VERSION, LockedFile, LockedPackage, ModuleBuild, plain
 from imagebuilder.plan import BELOW, FILE_SOURCE, BuildPlan
 from imagebuilder.process import Runner
+from imagebuilder.recipe_env import REPOSITORY_OF
 from imagebuilder.sources import apt, gomodules
 from imagebuilder.sources.binaries import Binaries
 from imagebuilder.sources.download import Downloader
@@ -30,7 +31,6 @@ from imagebuilder.sources.registry import Registry
 
 MAX_AGE = 6 * 3600.0  # seconds that an answer is good for: Debian's archive is updated four times a day
 LAYER_OF = {"docker": "runtime", "cni": "runtime", "kubernetes": "kubernetes", "crictl": "kubernetes"}
-REPOSITORY_OF = {"packages": "kubernetes", "docker-ce": "docker-ce"}  # source kinds that need an extra repository
 PAUSE = "pause"
 
 
@@ -213,8 +213,8 @@ class _Asking:
         self._added: set[str] = set()
         profile, mirrors = plan.profile, plan.request.mirrors
         archive = apt.Archive(
-            name=profile.name, suite=profile.suite, arch=profile.arch, components=profile.bootstrap.components,
-            keyring=profile.bootstrap.keyring, mirror=mirrors.get(profile.name, ""),
+            name=profile.name, suite=profile.suite, arch=profile.arch, components=profile.archive.components,
+            keyring=profile.archive.keyring, mirror=mirrors.get(profile.name, ""),
         )  # fmt: skip
         self._folder = apt.AptFolder(resolver.cache / "apt" / apt.folder_key(archive), archive, resolver.runner)
 

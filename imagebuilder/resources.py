@@ -7,7 +7,7 @@ from pathlib import Path
 
 from imagebuilder.errors import DataError
 
-FOLDERS = ("os_profiles", "targets", "provision", "components")
+FOLDERS = ("os_profiles", "targets", "provision", "components", "packer")
 
 
 @cache

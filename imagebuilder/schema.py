@@ -9,7 +9,8 @@ from pydantic import BaseModel
 from imagebuilder.compat import Compat
 from imagebuilder.config import Config
 from imagebuilder.errors import UsageError
-from imagebuilder.profiles import MATCHERS, ProfileData
+from imagebuilder.profile_data import ProfileData
+from imagebuilder.profiles import MATCHERS
 from imagebuilder.strict import did_you_mean
 from imagebuilder.targets import TargetData
 

@@ -25,7 +25,13 @@ ANY = "*"
 FAMILIES = ("debian", "redhat")
 INITS = ("systemd", "sysvinit")
 PHASES = ("build",)  # what happens at boot is in provision/boot.toml
-FACTS = ("cloud_init",)  # the closed set of yes-or-no facts of a cell that ``when`` may name
+FACTS = (  # the closed set of yes-or-no facts of a cell that ``when`` may name
+    "cloud_init",
+    "repositories",  # there are package repositories from outside the distribution to set up
+    "subscription",  # the distribution gives its packages to registered machines only
+    "vagrant",  # the target is a box
+    "vm_build",  # the image is built in a machine that runs, not in a root tree
+)
 GIVEN = ("IB_PROVISION",)  # variables that every step has, without stating them as inputs
 STARTS = ("set -eu", '. "${IB_PROVISION:?}/lib.sh"')  # the first line of code; lib.sh begins with set -eu
 

@@ -30,7 +30,8 @@ _AT_LINE = re.compile(r" \(at line (\d+), column (\d+)\)$")
 class Strict(BaseModel):
     """Base of every type that is read from TOML: frozen, no unknown keys, no conversions."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    # Built at first use: what a command does not validate costs it nothing.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
 
 def label(path: Path) -> str:
@@ -114,7 +115,7 @@ def _unknown(raw: Any, model: Any, at: tuple[str, ...]) -> Iterator[tuple[tuple[
         for member in args:
             yield from _unknown(raw, member, at)
     elif isinstance(model, type) and issubclass(model, BaseModel) and isinstance(raw, Mapping):
-        fields = model.model_fields
+        fields = {field.alias or name: field for name, field in model.model_fields.items()}
         for key, value in raw.items():
             if key in fields:
                 yield from _unknown(value, fields[key].annotation, (*at, key))

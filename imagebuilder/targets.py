@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from imagebuilder import resources
 from imagebuilder.errors import UsageError
@@ -15,6 +15,9 @@ from imagebuilder.strict import Strict, Strings, did_you_mean, label, read_toml,
 
 Firmwares = Annotated[tuple[Literal["bios", "uefi"], ...], Field(strict=False)]
 Engines = Annotated[tuple[Literal["direct", "packer"], ...], Field(strict=False)]
+Architectures = Annotated[tuple[Literal["amd64", "arm64"], ...], Field(strict=False)]
+Format = Literal["raw", "qcow2", "vmdk", "ova", "tar.gz", "vhd", "box", "none"]
+SourceKind = Literal["aws", "gce", "azure", "cloud-image", "iso", "digitalocean", "hcloud"]
 
 
 class TargetData(Strict):
@@ -22,11 +25,19 @@ class TargetData(Strict):
 
     title: str = Field(description="The name that people know.")
     summary: str = Field(description="One sentence: what the artifact is for.")
-    format: Literal["raw", "qcow2"] = Field(description="Format of the disk file.")
+    format: Format = Field(description="Format of the artifact; none where it is an image in a cloud.")
+    box_provider: Literal["", "libvirt", "virtualbox", "qemu"] = Field(
+        default="", description="The Vagrant provider that a box is for."
+    )
     extension: str = Field(
-        description="The artifact's file extension, without a dot.", pattern=r"^[a-z0-9]+(\.[a-z0-9]+)*$"
+        default="",
+        description="The artifact's file extension, without a dot; none without a file.",
+        pattern=r"^([a-z0-9]+(\.[a-z0-9]+)*)?$",
     )
     size_gib: int = Field(description="Size of the virtual disk in GiB; the root file system fills it.", ge=2)
+    architectures: Architectures = Field(
+        default=("amd64", "arm64"), description="Architectures that there are machines of.", min_length=1
+    )
     firmware: Firmwares = Field(description="Firmware that can boot the disk.", min_length=1)
     kernel: Literal["cloud", "generic"] = Field(description="Kernel flavour; the profile names its package.")
     kernel_arguments: Strings = Field(default=(), description="Kernel arguments, without root= and console=.")
@@ -35,10 +46,28 @@ class TargetData(Strict):
         description="Modules in the initramfs: those that find the root disk here, or most of them."
     )
     cloud_init: bool = Field(default=False, description="Whether cloud-init is in the image.")
-    guest_packages: Mapping[str, Strings] = Field(default={}, description="Packages per family.")
+    guest_packages: Mapping[str, Strings] = Field(
+        default={}, description="Packages per family; those of an operating system, by its name, replace them."
+    )
     engines: Engines = Field(description="Engines that can build it, the preferred one first.", min_length=1)
-    source_kind: str = Field(description="Kind of source image that Packer starts from.")
+    source_kind: SourceKind = Field(description="Kind of source image that Packer starts from.")
+    builder: str = Field(default="", description="Type of Packer's builder, for instance googlecompute.")
+    plugin: str = Field(default="", description="Source address of the plugin that has the builder.")
+    plugin_version: str = Field(default="", description="Versions of the plugin, as Packer writes a constraint.")
+    packer_artifact: Literal["file", "image"] = Field(
+        default="image", description="What Packer leaves: a file, or an image where it was built."
+    )
     masked_services: Strings = Field(default=(), description="Services that must never start here.")
+
+    @model_validator(mode="after")
+    def _whole(self) -> TargetData:
+        if bool(self.extension) is (self.format == "none"):
+            raise ValueError("a file has an extension, and an image in a cloud (format none) has not")
+        if bool(self.box_provider) is not (self.format == "box"):
+            raise ValueError("a box, and nothing else, has a box_provider")
+        if "packer" in self.engines and not (self.builder and self.plugin and self.plugin_version):
+            raise ValueError("packer needs builder, plugin and plugin_version")
+        return self
 
 
 class Target(TargetData):
@@ -46,9 +75,9 @@ class Target(TargetData):
 
     name: str = Field(description="Name on the command line.")
 
-    def packages(self, family: str) -> tuple[str, ...]:
-        """Return the guest packages for one family of operating systems."""
-        return self.guest_packages.get(family, ())
+    def packages(self, *names: str) -> tuple[str, ...]:
+        """Return the guest packages for the first of these names that has some: an OS, then its family."""
+        return next((self.guest_packages[name] for name in names if name in self.guest_packages), ())
 
 
 def target_names(folder: Path | None = None) -> tuple[str, ...]:

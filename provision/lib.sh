@@ -23,6 +23,7 @@ put() {
         mv "$1.imagebuilder-new" "$1"
     fi
     chmod "${2:-0644}" "$1"
+    relabel "$1"
 }
 
 # render FILE NAME=VALUE...: prints a file of provision/files with @NAME@ replaced; a leftover @NAME@ is an error.
@@ -41,47 +42,44 @@ render() {
 # install_program FILE: puts one program of the payload into /usr/bin, if it differs.
 install_program() {
     cmp -s "$1" "/usr/bin/$(basename "$1")" || install -m 0755 "$1" /usr/bin/
+    relabel "/usr/bin/$(basename "$1")"
 }
 
 # want_program NAME: fails the step when a program that the image must hold is not there.
 want_program() { command -v "$1" > /dev/null || die "$1 was not installed by any source"; }
 
-# images_preload PIN FILE...: unpacks OCI archives into containerd's store, so that no first boot has to.
-# PIN names the image that kubelet must never remove, or is empty. Uses a running containerd, or a private one.
-images_preload() {
-    preload_pin=$1
-    shift
-    [ $# -gt 0 ] || return 0
-    preload_socket=/run/containerd/containerd.sock
-    preload_pid=""
-    if [ ! -S "$preload_socket" ]; then
-        preload_socket=/run/imagebuilder-preload/containerd.sock
-        mkdir -p "${preload_socket%/*}"
-        render containerd/preload.toml "SOCKET=$preload_socket" > "${preload_socket%/*}/config.toml"
-        containerd --config "${preload_socket%/*}/config.toml" --log-level warn &
-        preload_pid=$!
-        preload_wait=0
-        until ctr --address "$preload_socket" version > /dev/null 2>&1; do
-            kill -0 "$preload_pid" 2> /dev/null || die "containerd ended while images were preloaded"
-            preload_wait=$((preload_wait + 1))
-            [ "$preload_wait" -lt 300 ] || die "containerd did not answer within 30 s"
-            sleep 0.1
-        done
-    fi
-    # --local where there is a choice: the transfer service of containerd 2.x takes no archives with several names.
-    preload_local=""
-    ! ctr images import --help | grep -q -- --local || preload_local=--local
-    for archive in "$@"; do
-        # shellcheck disable=SC2086 # one option or none
-        ctr --address "$preload_socket" --namespace k8s.io images import $preload_local "$archive"
+# want_tool PROGRAM...: installs the packages of programs that the build itself calls, where they are missing.
+want_tool() {
+    for tool in "$@"; do
+        command -v "$tool" > /dev/null || pkg_install "$(tool_package "$tool")"
+        want_program "$tool"
     done
-    [ -z "$preload_pin" ] \
-        || ctr --address "$preload_socket" --namespace k8s.io images label "$preload_pin" io.cri-containerd.pinned=pinned
-    if [ -n "$preload_pid" ]; then
-        kill "$preload_pid"
-        wait "$preload_pid" || true
-        rm -rf /run/imagebuilder-preload
-    fi
+}
+
+# download URL FILE: fetches a small file over https only, redirects included.
+download() {
+    case $1 in https://*) ;; *) die "not an https address: $1" ;; esac
+    curl --fail --silent --show-error --location --proto =https --proto-redir =https --max-filesize 1048576 \
+        --connect-timeout 20 --max-time 120 --retry 3 --output "$2" "$1" || die "cannot download $1"
+}
+
+# kernels: prints the versions of the kernels in the tree, the newest last.
+kernels() { find /lib/modules/ -mindepth 1 -maxdepth 1 -type d -printf '%f\n' | sort -V; }
+
+# kernel_newest: prints the kernel that the next boot takes.
+kernel_newest() {
+    newest=$(kernels | tail -n 1)
+    [ -n "$newest" ] || die "there is no kernel in /lib/modules"
+    say "$newest"
+}
+
+# image_name REFERENCE: prints the name by which containerd's CRI finds an image: NAME:TAG@DIGEST is NAME:TAG.
+image_name() {
+    name=${1%%@*}
+    case ${name##*/} in
+        *:*) say "$name" ;;
+        *) say "$1" ;;
+    esac
 }
 
 # shellcheck source=/dev/null

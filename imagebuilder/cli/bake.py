@@ -27,16 +27,21 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--refresh", is_flag=True, help="Ask the mirrors for versions again.")
 @click.option("--offline", is_flag=True, help="Take everything from the cache; use no network.")
+@click.option(
+    "--var-file", "var_files", multiple=True, metavar="FILE", type=click.Path(path_type=Path, exists=True),
+    help="For the packer engine: a file with values of its variables; repeatable. Mode 0600, if one is secret.",
+)  # fmt: skip
 @json_option
 @cache_option
 @click.pass_obj
 def command(
-    settings: Settings, request: BuildRequest, output: Path, refresh: bool, offline: bool, as_json: bool
-) -> None:
+    settings: Settings, request: BuildRequest, output: Path, refresh: bool, offline: bool,
+    var_files: tuple[Path, ...], as_json: bool,
+) -> None:  # fmt: skip
     """Build a machine image.
 
     OUTPUT/<build identifier>/ gets the disk, manifest.json and SHA256SUMS. What has not changed since an earlier
-    bake comes from the cache. Needs root; see "imagebuilder doctor".
+    bake comes from the cache. The direct engine needs root, the packer engine needs packer; see "imagebuilder doctor".
     """
     from imagebuilder.bake import BakeOptions, bake
     from imagebuilder.cells import plan_request
@@ -50,7 +55,7 @@ def command(
     start = time.monotonic()
     result = bake(
         plan_request(request),
-        options=BakeOptions(output=output, cache=settings.cache, refresh=refresh, offline=offline),
+        options=BakeOptions(output=output, cache=settings.cache, refresh=refresh, offline=offline, var_files=var_files),
         runner=RealRunner(),
         progress=Progress(choose_monitor(as_json)),
     )
@@ -66,8 +71,9 @@ def as_data(result: BakeResult, seconds: float) -> dict[str, object]:
     return {
         "kind": "result",
         "folder": str(result.folder),
-        "artifact": str(result.artifact),
-        "size": result.artifact.stat().st_size,
+        "artifact": str(result.artifact) if result.artifact else None,
+        "size": result.artifact.stat().st_size if result.artifact else None,
+        "images": result.manifest["artifact"].get("images", []),
         "kubernetes": result.manifest["capabilities"]["kubelet"],
         "unchanged": result.unchanged,
         "seconds": round(seconds, 3),
@@ -77,11 +83,13 @@ def as_data(result: BakeResult, seconds: float) -> dict[str, object]:
 def render(result: BakeResult, seconds: float) -> str:
     """Return what a person wants to know at the end: what there is, and what to type next."""
     folder = os.path.relpath(result.folder)
-    rows = [
-        ("artifact", os.path.relpath(result.artifact)),
-        ("size", size(result.artifact.stat().st_size)),
+    rows = [("image", f"{image['builder']}: {image['id']}") for image in result.manifest["artifact"].get("images", [])]
+    if result.artifact:
+        rows += [("artifact", os.path.relpath(result.artifact)), ("size", size(result.artifact.stat().st_size))]
+    rows += [
         ("kubernetes", str(result.manifest["capabilities"]["kubelet"])),
         ("time", f"{seconds:.1f} s{' (unchanged)' if result.unchanged else ''}"),
-        ("next", shlex.join(["imagebuilder", "boot", folder, "--until", "login"])),
     ]
+    if result.artifact:
+        rows.append(("next", shlex.join(["imagebuilder", "boot", folder, "--until", "login"])))
     return table(rows)

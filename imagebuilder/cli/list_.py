@@ -24,15 +24,20 @@ def command(what: str, as_json: bool) -> None:
             print_json(row)
     else:
         headings = [name.replace("_", " ") for name in rows[0]] if rows else []
-        click.echo(table([[_text(value) for value in row.values()] for row in rows], headings))
+        click.echo(table([[_text(value) for value in _short(row).values()] for row in rows], headings))
 
 
 def _text(value: object) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or "none"
     if isinstance(value, Mapping):
-        return "; ".join(text or name for name, text in value.items())
+        return "; ".join(dict.fromkeys(value.values()))
     return str(value)
+
+
+def _short(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a row for people: why an engine cannot make a cell is of interest where none can."""
+    return {**row, "why_not": {}} if row.get("why_not") and row["engines"] else row
 
 
 def systems() -> Rows:
@@ -45,9 +50,11 @@ def systems() -> Rows:
         for number, release in releases(name).items():
             profile = load_profile(name, release=number, arch="amd64", target=target_names()[0])
             default = number == profile.default_release
+            docker = profile.components["docker"].sources[0]
             rows.append({
-                "os": f"{name}-{number}", "title": profile.title, "suite": release.suite,
-                "architectures": list(profile.architectures), "containerd": release.containerd,
+                "os": f"{name}-{number}", "title": profile.title, "family": profile.family, "suite": release.suite,
+                "architectures": list(profile.architectures),
+                "containerd": profile.containerd_version(docker), "docker_from": docker,
                 "support_until": release.eol, "default": "yes" if default else "no",
             })  # fmt: skip
     return rows
@@ -60,21 +67,24 @@ def targets() -> Rows:
     return [
         {
             "target": target.name, "format": target.format, "size": f"{target.size_gib} GiB",
-            "firmware": list(target.firmware), "summary": target.summary,
+            "architectures": list(target.architectures), "firmware": list(target.firmware),
+            "engines": list(target.engines), "builder": target.builder, "source": target.source_kind,
+            "summary": target.summary,
         }
         for target in map(load_target, target_names())
     ]  # fmt: skip
 
 
 def cells() -> Rows:
-    """Return a row per cell: the engines that can make it, or why none can."""
+    """Return a row per cell: the engines that can make it, and why others of its target's cannot."""
     from imagebuilder.cells import all_cells
+    from imagebuilder.targets import load_target
 
     return [
         {
             "os": f"{cell.os}-{cell.release}", "arch": cell.arch, "target": cell.target,
             "engines": [name for name, reason in engines.items() if not reason],
-            "why_not": {name: reason for name, reason in engines.items() if reason},
+            "why_not": {name: engines[name] for name in load_target(cell.target).engines if engines[name]},
         }
         for cell, engines in all_cells()
     ]  # fmt: skip

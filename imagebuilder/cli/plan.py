@@ -13,7 +13,7 @@ from imagebuilder.cli.request import request_options
 
 if TYPE_CHECKING:
     from imagebuilder.model import BuildRequest
-    from imagebuilder.plan import BuildPlan, LayerPlan
+    from imagebuilder.plan import BuildPlan, DiskPlan, LayerPlan
 
 WIDTH = 110  # columns of the lists of packages
 
@@ -46,9 +46,12 @@ def render(plan: BuildPlan) -> Iterator[str]:
         ("kubernetes", _kubernetes(plan)),
         ("containerd", f"{plan.containerd} or newer"),
         ("pause image", plan.pause_image),
-        ("disk", f"{disk.format}, {size(disk.size)}, boots with {' and '.join(disk.firmware)}"),
+        ("disk", f"{_format(disk)}, {size(disk.size)}, boots with {' and '.join(disk.firmware)}"),
         ("kernel", " ".join(disk.kernel_arguments) or "no arguments"),
     ]
+    if plan.engine == "packer" and plan.source_image:
+        words = (f"{name} {value}" for name, value in plan.source_image if value not in ("", False))
+        facts.append(("starts from", f"{plan.target.source_kind}: {', '.join(words)}"))
     yield table(facts, indent="  ")
     yield "\nsources, in the order in which they are tried"
     yield table([(name, ", ".join(kinds)) for name, kinds in plan.sources.items()], indent="  ")
@@ -61,6 +64,10 @@ def _kubernetes(plan: BuildPlan) -> str:
     if plan.kubernetes != plan.kubernetes_minor:
         return plan.kubernetes
     return f"{plan.kubernetes}, the newest patch that its source has (known: {plan.known_patch})"
+
+
+def _format(disk: DiskPlan) -> str:
+    return "an image in the cloud" if disk.format == "none" else disk.format
 
 
 def _layer(layer: LayerPlan) -> Iterator[str]:

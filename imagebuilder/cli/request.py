@@ -50,14 +50,15 @@ def _path() -> click.Path:
 
 
 OPTIONS = (
-    click.option("--os", default="", metavar="NAME[-RELEASE]", help="Operating system: debian, debian-12, ..."),
-    click.option("--target", default="", metavar="NAME", help="What the image is for: qemu, raw, ..."),
+    click.option("--os", default="", metavar="NAME[-RELEASE]", help="Operating system: debian, ubuntu-24.04, ..."),
+    click.option("--target", default="", metavar="NAME", help="What the image is for: qemu, gce, aws, ..."),
     click.option("--arch", default="", metavar="NAME", help="Architecture.  [default: amd64]"),
     click.option(
         "--kubernetes", default="", metavar="VERSION",
         help="A minor (1.35) or an exact version (1.35.8).  [default: the newest that fits]",
     ),
-    click.option("--engine", default="auto", metavar="NAME", show_default=True, help="What builds it: auto or direct."),
+    click.option("--engine", default="auto", metavar="NAME", show_default=True,
+                 help="What builds it: auto, direct or packer."),
     click.option("--package", multiple=True, metavar="NAME", help="One more package of the distribution; repeatable."),
     click.option("--overlay", multiple=True, metavar="DIR", type=_path(),
                  help="A folder to copy over the root tree; repeatable."),
@@ -80,19 +81,21 @@ def request_options(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> None:
         wishes = Wishes(**{item.name: kwargs.pop(item.name) for item in fields(Wishes)})
-        return function(*args, request=make_request(wishes, Path.cwd()), **kwargs)
+        request = make_request(wishes, Path.cwd(), every=kwargs.get("every", False))
+        return function(*args, request=request, **kwargs)
 
     for option in reversed(OPTIONS):
         wrapper = option(wrapper)
     return wrapper
 
 
-def make_request(wishes: Wishes, folder: Path) -> BuildRequest:
+def make_request(wishes: Wishes, folder: Path, *, every: bool = False) -> BuildRequest:
     """Return the request: the command line over the file; lists are the file's and then the command line's.
 
     Args:
         wishes: the command line.
         folder: where it was typed.
+        every: the request is for every cell: OS, target and architecture only narrow that down, and may be empty.
 
     Raises:
         UsageError: no OS or target is named, or a path that is named cannot be used.
@@ -107,14 +110,16 @@ def make_request(wishes: Wishes, folder: Path) -> BuildRequest:
     name = asked[0] or filed[0]
     release = asked[1] or ((config.release or filed[1]) if filed[0] in ("", name) else "")
     target = wishes.target or config.target
-    _named(name, target)
+    if not every:
+        _named(name, target)
     images = (str(folder / image) if image_is_path(image) else image for image in wishes.image)
     sources = {component: absolute_source(kind, folder) for component, kind in wishes.source}
     mirrors = {key: mirror.url for key, mirror in config.mirror.items()} | dict(wishes.mirror)
     typed = {key for key, _ in wishes.mirror}  # an address of the command line is signed by upstream's own key
     request = BuildRequest(
         os=name, release=release, target=target,
-        arch=wishes.arch or config.arch or "amd64", kubernetes=wishes.kubernetes or config.kubernetes,
+        arch=wishes.arch or config.arch or ("" if every else "amd64"),
+        kubernetes=wishes.kubernetes or config.kubernetes,
         engine=wishes.engine, packages=_joined(config.package, wishes.package),
         overlays=_joined(config.overlay, (folder / path for path in wishes.overlay)),
         scripts=_joined(config.script, (folder / path for path in wishes.script)),

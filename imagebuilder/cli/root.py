@@ -17,6 +17,7 @@ VERBS: Mapping[str, str] = {
     "bake": "Build a machine image.",
     "boot": "Boot an image under QEMU and time its stages.",
     "plan": "Show what bake would do; needs no root and no network.",
+    "template": "Write a folder for Packer; with --all, one for every cell.",
     "list": "List what can be built: os, targets, cells or kubernetes.",
     "steps": "List the steps of the recipe.",
     "doctor": "Check what this host has for baking and booting.",

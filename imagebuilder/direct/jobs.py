@@ -15,6 +15,7 @@ from imagebuilder.errors import UsageError
 from imagebuilder.fetch import Materials
 from imagebuilder.model import LockedPackage
 from imagebuilder.plan import BuildPlan, LayerPlan, layer_ids
+from imagebuilder.recipe_env import environment, layer_environment
 from imagebuilder.resolve import LAYER_OF, Lock
 
 _Item = TypeVar("_Item")
@@ -43,7 +44,6 @@ def layer_jobs(plan: BuildPlan, lock: Lock, materials: Materials, provision: Pat
     for layer in plan.layers:
         packages = lock.packages[layer.name]
         installed |= {package.name: package.version for package in packages}
-        names = {name for step in layer.steps for name in step.inputs} | {"IB_FAMILY", "IB_INIT"}
         jobs.append(
             LayerJob(
                 name=layer.name,
@@ -51,7 +51,7 @@ def layer_jobs(plan: BuildPlan, lock: Lock, materials: Materials, provision: Pat
                 packages=packages,
                 installed=dict(installed),
                 steps=tuple(f"{step.key}.sh" for step in layer.steps),
-                env={name: value for name, value in env.items() if name in names},
+                env=layer_environment(layer, env),
                 binds=tuple(binds[layer.name]),
                 texts={"/etc/apt/sources.list": lock.apt_sources} if layer.name == "base" else {},
                 info={"inputs": inputs[layer.name], "steps": _keys(layer)},
@@ -84,25 +84,11 @@ def _inputs(name: str, lock: Lock, materials: Materials, site: Mapping[str, Any]
 
 
 def _environment(plan: BuildPlan, lock: Lock, materials: Materials) -> dict[str, str]:
-    target, profile = plan.target, plan.profile
-    env = dict(plan.settings)
-    for layer in ("base", "runtime"):
-        env[f"IB_{layer.upper()}_PACKAGES"] = " ".join(plan.layer(layer).packages)
-    docker = lock.taken["docker"]
-    env |= {
-        "IB_RUNTIME_PACKAGES": " ".join(docker.packages),
-        "IB_KUBERNETES_VERSION": lock.kubernetes,
-        "IB_GUEST_PACKAGES": " ".join(target.packages(profile.family)),
-        "IB_SITE_PACKAGES": " ".join(plan.request.packages),
-        "IB_PAUSE_ARCHIVE": f"{INSIDE}/pause.tar",
-        "IB_SITE_OVERLAYS": f"{INSIDE}/overlays",
-        "IB_SITE_SCRIPTS": f"{INSIDE}/scripts",
-        "IB_SITE_IMAGES": f"{INSIDE}/images",
-    }
-    for name, taken in lock.taken.items():
-        env[f"IB_{name.upper()}_PACKAGES"] = " ".join(package.partition("=")[0] for package in taken.packages)
-        env[f"IB_{name.upper()}_PAYLOAD"] = f"{INSIDE}/payload/{name}" if name in materials.payloads else ""
-    return env
+    # Without versions: the layer's own repository has only one of each.
+    packages = {name: [p.partition("=")[0] for p in taken.packages] for name, taken in lock.taken.items()}
+    return environment(
+        plan, kubernetes=lock.kubernetes, packages=packages, payloads=materials.payloads, inside=INSIDE
+    )  # fmt: skip
 
 
 def _binds(plan: BuildPlan, materials: Materials) -> dict[str, list[Bind]]:

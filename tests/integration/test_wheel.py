@@ -43,7 +43,7 @@ def test_the_wheel_has_every_data_file_of_the_checkout(installed: Path) -> None:
         assert {path for path in here if "__pycache__" not in path.parts} <= there
     for script in (site / "direct").glob("*.sh"):
         assert script.read_bytes() == (ROOT / "imagebuilder/direct" / script.name).read_bytes()
-    start = "provision/services/kubelet/systemd/root/usr/lib/imagebuilder/kubelet-start"
+    start = "provision/services/kubelet/systemd/root/usr/libexec/imagebuilder/kubelet-start"
     assert (site / "_data" / start).stat().st_mode & 0o111, "programs of services stay executable"
 
 

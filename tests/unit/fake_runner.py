@@ -35,6 +35,7 @@ class FakeRunner:
         log: Path | None = None,
         on_line: Callable[[str], None] | None = None,
         timeout: float | None = None,
+        patience: float = 0.0,
     ) -> Result:
         """Answer, or refuse."""
         words = [str(word) for word in argv]

@@ -25,6 +25,7 @@ from imagebuilder.cli.root import HIDDEN, MODULES, VERBS, group
 from imagebuilder.cli.settings import Settings, default_cache
 from imagebuilder.errors import BootError, ImagebuilderError, error_classes
 from imagebuilder.plan import ENGINES
+from imagebuilder.profiles import profile_names
 from imagebuilder.schema import NAMES
 from imagebuilder.steps import load_steps
 from imagebuilder.targets import target_names
@@ -171,7 +172,7 @@ def test_wrong_use(words: list[str], message: str, capsys: Capture) -> None:
 def test_missing_names_are_said_with_the_choices(capsys: Capture) -> None:
     assert main(["plan"]) == 2
     said = capsys.readouterr().err
-    assert "--os: debian" in said
+    assert f"--os: {', '.join(profile_names())}" in said
     assert f"--target: {', '.join(target_names())}" in said
 
 
@@ -367,15 +368,24 @@ def test_list_cells_says_who_can_make_them_or_why_nobody(capsys: Capture) -> Non
     assert main(["list", "cells", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     cell = {"os": "debian-13", "arch": "amd64", "target": "qemu"}
-    assert {**cell, "engines": ["direct"], "why_not": {}} in rows
+    assert {**cell, "engines": ["direct", "packer"], "why_not": {}} in rows
     for row in rows:
-        assert (row["engines"] == []) is (set(row["why_not"]) == set(ENGINES))
+        assert set(row["engines"]) | set(row["why_not"]) <= set(ENGINES)
+        assert row["engines"] or row["why_not"]
+        assert not set(row["engines"]) & set(row["why_not"])
+        assert all(row["why_not"].values())
+    assert main(["list", "cells"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for row, line in zip(rows, lines[1:], strict=True):
+        assert (row["engines"] == []) is any(reason in line for reason in row["why_not"].values())
 
 
 def test_list_os_marks_the_default(capsys: Capture) -> None:
     assert main(["list", "os", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["os"] for row in rows if row["default"] == "yes"] == ["debian-13"]
+    default = {row["os"].partition("-")[0]: row["os"] for row in rows if row["default"] == "yes"}
+    assert (default["debian"], default["ubuntu"], default["centos"]) == ("debian-13", "ubuntu-24.04", "centos-10")
+    assert len(default) == len({row["title"] for row in rows}) == sum(row["default"] == "yes" for row in rows)
 
 
 def test_steps(capsys: Capture) -> None:

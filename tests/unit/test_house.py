@@ -16,11 +16,11 @@ PACKAGE = ROOT / "imagebuilder"
 # DESIGN, section 9: imports go downward in this list, or stay within a line.
 LEVELS = (
     {"cli", "__main__"},
-    {"bake", "release", "doctor"},
+    {"bake", "bake_packer", "templates", "release", "doctor"},
     {"direct", "packer", "verify", "publish", "datapackage", "pki"},
     {"vm"},
-    {"cells", "plan", "resolve", "fetch"},
-    {"profiles", "targets", "steps", "images", "compat", "config", "schema", "strict", "sources"},
+    {"cells", "plan", "recipe_env", "resolve", "fetch"},
+    {"profile_data", "profiles", "targets", "steps", "images", "compat", "config", "schema", "strict", "sources"},
     {"process", "events", "resources", "content"},
     {"model", "errors", "__init__"},
 )

@@ -20,10 +20,10 @@ import pytest
 from imagebuilder import resources
 from imagebuilder.cells import all_cells, plan_request, split_os
 from imagebuilder.compat import load_compat
-from imagebuilder.content import sha256_file
+from imagebuilder.content import content_id, sha256_file
 from imagebuilder.errors import IncompatibleError, UsageError
-from imagebuilder.model import LAYERS, BuildRequest
-from imagebuilder.plan import BuildPlan, layer_ids, plan, used_files
+from imagebuilder.model import LAYERS, BuildRequest, Cell
+from imagebuilder.plan import ENGINES, BuildPlan, layer_ids, plan, used_files, why_not
 from imagebuilder.profiles import load_profile
 from imagebuilder.steps import Step, load_steps
 from imagebuilder.targets import load_target
@@ -38,24 +38,87 @@ def wanted(**changes: Any) -> BuildPlan:
     return plan_request(BuildRequest(**{"os": "debian", "target": "qemu", **changes}))
 
 
-@pytest.mark.parametrize("cell", [pytest.param(cell, id=str(cell)) for cell in CELLS])
-def test_the_plan_of_a_cell_is_the_golden_one(cell: Any) -> None:
-    """To accept a change, remove the file, run the test and look at the difference."""
-    made = wanted(os=cell.os, release=cell.release, arch=cell.arch, target=cell.target)
-    text = json.dumps(made.as_data(), indent=2, ensure_ascii=False) + "\n"
-    path = GOLDEN / f"{made.id}.json"
+# In full: one per family and engine, and what differs most. All others: a line each, with a hash.
+IN_FULL = (
+    "debian-12-amd64-qemu", "debian-13-amd64-qemu", "debian-13-amd64-raw", "ubuntu-24.04-arm64-aws",
+    "centos-10-amd64-gce", "rhel-9-amd64-qemu", "fedora-44-arm64-kubevirt", "rocky-10-amd64-vsphere",
+)  # fmt: skip
+
+
+def of_cell(cell: Cell) -> BuildPlan:
+    return wanted(os=cell.os, release=cell.release, arch=cell.arch, target=cell.target)
+
+
+def golden(path: Path, text: str) -> str:
+    """Return a golden file; one that is missing is written, and fails. To accept a change, remove the file and look."""
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         pytest.fail(f"{path.name} was missing and is written now: look at it and commit it")
-    assert json.loads(path.read_text()) == made.as_data()
-    assert path.read_text() == text
+    return path.read_text()
 
 
-def test_there_is_a_golden_file_for_each_cell_and_no_other() -> None:
-    names = {wanted(os=c.os, release=c.release, arch=c.arch, target=c.target).id for c in CELLS}
-    assert names == {path.stem for path in GOLDEN.glob("*.json")}
-    assert {"debian-12-amd64-qemu-k1.35", "debian-13-amd64-raw-k1.35"} <= names
+@pytest.mark.parametrize("name", IN_FULL)
+def test_the_plan_of_a_cell_is_the_golden_one(name: str) -> None:
+    made = of_cell(next(cell for cell in CELLS if str(cell) == name))
+    text = json.dumps(made.as_data(), indent=2, ensure_ascii=False) + "\n"
+    known = golden(GOLDEN / f"{made.id}.json", text)
+    assert json.loads(known) == made.as_data()
+    assert known == text
+
+
+def test_the_plans_of_all_cells_are_the_golden_ones() -> None:
+    """Every cell with the engine that takes it, and a hash of its whole plan; or why nobody can make it."""
+    lines = []
+    for cell, reasons in all_cells():
+        if "" in reasons.values():
+            made = of_cell(cell)
+            lines.append(f"{made.id} {made.engine} {content_id(made.as_data())[:16]}")
+        else:
+            why = dict.fromkeys(reasons[name] for name in load_target(cell.target).engines)
+            lines.append(f"{cell} none: {'; '.join(why)}")
+    assert golden(GOLDEN.parent / "cells.txt", "\n".join(lines) + "\n").splitlines() == lines
+
+
+def test_there_is_no_other_golden_file() -> None:
+    ids = {of_cell(cell).id for cell in CELLS if str(cell) in IN_FULL}
+    assert len(ids) == len(IN_FULL)
+    assert ids == {path.stem for path in GOLDEN.glob("*")}
+
+
+def test_engines_are_taken_in_the_targets_order() -> None:
+    assert (wanted().engine, wanted(target="gce").engine, wanted(os="ubuntu").engine) == ("direct", "packer", "packer")
+    assert wanted(engine="packer").engine_reason == "asked for"
+    assert wanted(target="vagrant-libvirt").engine in load_target("vagrant-libvirt").engines
+    for cell in CELLS:
+        target, reasons = load_target(cell.target), dict(all_cells())[cell]
+        assert of_cell(cell).engine == next(name for name in target.engines if not reasons[name])
+
+
+def test_a_plan_names_what_packer_begins_with() -> None:
+    assert wanted().as_data()["source_image"] is None
+    made = wanted(os="centos", target="gce")
+    assert made.as_data()["source_image"] == {
+        "ssh_user": "packer", "project": "centos-cloud", "family": "centos-stream-10",
+    }  # fmt: skip
+    assert (made.disk.format, made.disk.extension, made.kubernetes) == ("none", "", "1.37")
+
+
+def test_arm64_has_no_bios() -> None:
+    assert wanted(arch="arm64").disk.firmware == ("uefi",)
+    assert wanted(engine="packer").disk.firmware == ("bios", "uefi")
+
+
+def test_facts_choose_the_steps() -> None:
+    step = next(step for step in load_steps() if step.layer == "site")
+    facts = {"cloud_init": "aws", "vagrant": "vagrant-libvirt", "vm_build": "gce", "repositories": "gce"}
+    for fact, target in facts.items():
+        for name in ("qemu", target):
+            profile, goal = load_profile("debian", release="13", arch="amd64", target=name), load_target(name)
+            request = BuildRequest(os="debian", target=name)
+            only = dataclasses.replace(step, when=(fact,))
+            made = plan(request, profile=profile, target=goal, compat=load_compat(), steps=[only])
+            assert made.layer("site").steps == ((only,) if name == target else ()), fact
 
 
 def test_the_default_kubernetes_is_the_newest_that_the_containerd_carries() -> None:
@@ -115,13 +178,61 @@ def test_what_does_not_exist_is_refused_and_the_nearest_named(changes: Any, mess
     assert hint in caught.value.hint
 
 
-def test_a_cell_that_no_engine_can_make() -> None:
-    with pytest.raises(UsageError, match="no engine can make Debian 13 arm64 for QEMU") as caught:
-        wanted(arch="arm64")
-    assert caught.value.context == (
-        "direct: the direct engine cannot run programs of the architecture arm64 yet (amd64)"
+@pytest.mark.parametrize(
+    ("changes", "message", "reasons", "near"),
+    [
+        pytest.param(
+            {"arch": "arm64", "engine": "direct"}, "Debian 13 arm64 for QEMU",
+            "direct: the direct engine cannot run programs of the architecture arm64 yet (amd64)",
+            "--os debian-13 --arch amd64 --target qemu", id="architecture",
+        ),
+        pytest.param(
+            {"os": "rocky", "engine": "direct"}, "Rocky Linux 10 amd64 for QEMU",
+            "direct: the direct engine does not know the family redhat yet (debian)",
+            "--os debian-13 --arch amd64 --target qemu", id="family",
+        ),
+        pytest.param(
+            {"os": "ubuntu", "engine": "direct"}, "Ubuntu 24.04 amd64 for QEMU",
+            "direct: Ubuntu does not say yet how the direct engine begins ([bootstrap])",
+            "--os debian-13 --arch amd64 --target qemu", id="bootstrap",
+        ),
+        pytest.param(
+            {"target": "gce", "engine": "direct"}, "Debian 13 amd64 for Google Compute Engine",
+            "direct: the target gce is not made by the direct engine",
+            "--os debian-13 --arch amd64 --target kubevirt", id="engine",
+        ),
+        pytest.param(
+            {"os": "fedora", "target": "azure"}, "Fedora 44 amd64 for Microsoft Azure",
+            "packer: Fedora publishes to a community gallery there, not to the Azure Marketplace",
+            "--os fedora-44 --arch amd64 --target aws", id="image",
+        ),
+        pytest.param(
+            {"target": "digitalocean", "arch": "arm64"}, "Debian 13 arm64 for DigitalOcean",
+            "packer: DigitalOcean has no arm64 machines (amd64)",
+            "--os debian-13 --arch amd64 --target digitalocean", id="no-such-machines",
+        ),
+    ],
+)  # fmt: skip
+def test_a_cell_that_no_engine_can_make(changes: Any, message: str, reasons: str, near: str) -> None:
+    with pytest.raises(UsageError, match=f"no engine can make {message}") as caught:
+        wanted(**changes)
+    assert caught.value.context == reasons
+    assert caught.value.hint == f"the nearest that can be made: {near}; all: imagebuilder list cells"
+
+
+def test_a_format_that_an_engine_does_not_write() -> None:
+    target = load_target("qemu").model_copy(update={"format": "vmdk"})
+    engine = dataclasses.replace(ENGINES["direct"], formats=frozenset({"raw"}))
+    profile = load_profile("debian", release="13", arch="amd64", target="qemu")
+    assert why_not(engine, profile, target) == "the direct engine does not write the format vmdk yet (raw)"
+
+
+def test_an_image_that_is_nowhere_stated() -> None:
+    profile = load_profile("fedora", release="44", arch="amd64", target="azure").model_copy(
+        update={"missing_images": {}}
     )
-    assert caught.value.hint == "imagebuilder list cells"
+    said = why_not(ENGINES["packer"], profile, load_target("azure"))
+    assert said == "Fedora states no source image of the kind azure"
 
 
 def test_forced_sources_stand_alone() -> None:
@@ -221,9 +332,13 @@ def test_layer_ids_are_stable_and_differ() -> None:
         pytest.param("lib.sh", list(LAYERS), id="library"),
         pytest.param("run-steps.sh", list(LAYERS), id="runner"),
         pytest.param("family/debian.sh", list(LAYERS), id="family"),
+        pytest.param("family/debian/system.sh", list(LAYERS), id="folder-of-the-family"),
+        pytest.param("services/ssh/systemd/debian/enable", list(LAYERS), id="service-of-the-family"),
         pytest.param("init/systemd.sh", list(LAYERS), id="init"),
         pytest.param("boot.toml", [], id="documentation"),
         pytest.param("family/redhat.sh", [], id="another-family"),
+        pytest.param("family/redhat/system.sh", [], id="folder-of-another-family"),
+        pytest.param("vm/shutdown.sh", [], id="of-machines"),
         pytest.param("services/kubelet/sysvinit/root/etc/init.d/kubelet", [], id="another-init"),
     ],
 )
@@ -272,6 +387,8 @@ USED = {
     "render": re.compile(r'\brender "?([A-Za-z0-9/._$-]+)"?'),
     "files": re.compile(r"\$\{?IB_PROVISION\}?/files/([A-Za-z0-9/._-]+)"),
 }
+# words of the families that put services in place
+WORDS = {"grow_root_install": {"services/grow-root", "services/grow-part"}}
 
 
 def uses_of(text: str) -> set[str]:
@@ -282,8 +399,11 @@ def uses_of(text: str) -> set[str]:
     for name in names:
         pattern = "*".join(re.split(r"\$[a-z_]+", name))
         found |= {path.relative_to(PROVISION).as_posix() for path in (PROVISION / "files").glob(pattern)} or {name}
-    if re.search(r"\bimages_preload\b", code):  # a word of lib.sh that renders this file
-        found.add("files/containerd/preload.toml")
+    for path in [path for path in found if path.endswith(".sh")]:  # words that a step reads after lib.sh
+        found |= uses_of((PROVISION / path).read_text())
+    for word, services in WORDS.items():
+        if re.search(rf"\b{word}\b", code):
+            found |= services
     return found
 
 
@@ -293,12 +413,14 @@ def test_a_step_states_what_it_uses(step: Step) -> None:
 
 
 def test_the_library_renders_only_what_its_callers_state() -> None:
-    """Whoever makes another word of lib.sh read a file must say so in uses_of, above."""
+    """Whoever makes a word of lib.sh or of a family read a file must say so in uses_of and WORDS, above."""
     code = [line for line in (PROVISION / "lib.sh").read_text().splitlines() if not line.lstrip().startswith("#")]
-    assert USED["render"].findall("\n".join(code)) == ["containerd/preload.toml"]
-    for path in (*PROVISION.glob("family/*.sh"), *PROVISION.glob("init/*.sh")):
+    assert USED["render"].findall("\n".join(code)) == []
+    for path in (*PROVISION.glob("family/**/*.sh"), *PROVISION.glob("init/*.sh")):
         assert not USED["render"].search(path.read_text())
         assert not USED["files"].search(path.read_text())
+    family = "\n".join(path.read_text() for path in PROVISION.glob("family/**/*.sh"))
+    assert {f"services/{name}" for name in USED["services"].findall(family)} == set().union(*WORDS.values())
 
 
 def test_nothing_is_in_provision_that_nobody_uses() -> None:

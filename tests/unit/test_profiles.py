@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from imagebuilder import resources
 from imagebuilder.errors import DataError, UsageError
 from imagebuilder.profiles import append, load_profile, merge, profile_names, releases
-from imagebuilder.targets import target_names
 
 FAMILY = """
 family = "debian"
@@ -39,6 +38,7 @@ fingerprint = "0123456789ABCDEF0123456789ABCDEF01234567"
 [paths]
 kubelet_defaults = "/etc/default/kubelet"
 cni_bin = "/opt/cni/bin"
+[source_images]
 [[when]]
 release = "2"
 append.packages.base = ["family-when"]
@@ -78,6 +78,7 @@ def problems(caught: pytest.ExceptionInfo[DataError]) -> str:
 
 def test_chain_is_merged_and_expanded(folder: Path) -> None:
     profile = load(folder)
+    assert (profile.bootstrap, profile.archive) == (profile.archive, profile.bootstrap)
     assert (profile.name, profile.release, profile.suite, profile.arch) == ("toy", "2", "two", "amd64")
     assert profile.family == "debian"
     assert profile.kernel == {"cloud": "linux-cloud-amd64", "generic": "linux-amd64"}
@@ -144,6 +145,68 @@ def test_source_of_docker_decides(folder: Path, source: str, packages: tuple[str
     profile = load(folder)
     assert profile.runtime_packages(source) == packages
     assert profile.containerd_version(source) == containerd
+
+
+CLOUD_IMAGE = """
+[source_images.cloud-image]
+url = "https://example.org/{os}-{version}-{machine}.qcow2"
+checksum_url = "https://example.org/{arch}.sums"
+format = "qcow2"
+ssh_user = "toy"
+"""
+
+
+def test_source_images_are_filled_in(folder: Path) -> None:
+    (folder / "toy.toml").write_text(HEIR.replace('suite = "two"', 'suite = "two", version = "2.7"') + CLOUD_IMAGE)
+    images = [
+        load(folder, release=release, arch=arch).source_images for release, arch in (("2", "amd64"), ("1", "arm64"))
+    ]
+    assert [image.cloud_image.url for image in images] == [
+        "https://example.org/toy-2.7-x86_64.qcow2", "https://example.org/toy-1-aarch64.qcow2",
+    ]  # fmt: skip
+    assert [image.of("cloud-image") for image in images] == [image.cloud_image for image in images]
+    assert images[0].cloud_image.checksum_url == "https://example.org/amd64.sums"
+    assert images[0].of("aws") is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        pytest.param("[source_images.cloud-image]", "[source_images.cloud-imgae]", "cloud-image", id="kind"),
+        pytest.param("url =", "ulr =", 'cloud-image.ulr: unknown key (did you mean "url"?)', id="key"),
+        pytest.param('checksum_url = "https://example.org/{arch}.sums"', "", "needs a checksum_url", id="no-checksum"),
+        pytest.param(
+            "https://example.org/{os}-{version}-{machine}.qcow2", "x.qcow2", "a file's name has none", id="file"
+        ),
+        pytest.param("{machine}", "{machien}", 'placeholder {machien} (did you mean "machine"?)', id="placeholder"),
+        pytest.param('"toy"', '"to y"', "ssh_user", id="user"),
+    ],
+)
+def test_bad_source_image_is_refused(folder: Path, old: str, new: str, message: str) -> None:
+    assert old in CLOUD_IMAGE
+    add(folder, CLOUD_IMAGE.replace(old, new, 1))
+    with pytest.raises(DataError) as caught:
+        load(folder)
+    assert message in problems(caught)
+
+
+def test_a_profile_without_bootstrap_says_so_when_it_is_wanted(folder: Path) -> None:
+    (folder / "toy.toml").write_text(HEIR.replace('bootstrap = { keyring = "/k.gpg", components = ["main"] }\n', ""))
+    profile = load(folder)
+    assert profile.bootstrap is None
+    with pytest.raises(DataError, match=r"Toy has no \[bootstrap\]"):
+        _ = profile.archive
+
+
+def test_targets_that_match_alike_share_one_profile(folder: Path) -> None:
+    add(folder, '[[when]]\ntarget = "raw"\ntitle = "Changed"\n')
+    assert load(folder, target="qemu") is load(folder, target="gce")
+    assert load(folder, target="raw").title == "Changed"
+
+
+def test_targets_that_are_named_do_not(folder: Path) -> None:
+    add(folder, '[append]\nhold = ["for-{target}"]\n')
+    assert [load(folder, target=name).hold[-1] for name in ("qemu", "gce")] == ["for-qemu", "for-gce"]
 
 
 def test_unknown_keys_of_all_files_and_blocks_are_reported_at_once(folder: Path) -> None:
@@ -230,27 +293,6 @@ def test_families_are_not_operating_systems(folder: Path) -> None:
 def test_releases_in_the_order_of_the_file(folder: Path) -> None:
     assert list(releases("toy", folder=folder)) == ["1", "2"]
     assert releases("debian")["13"].suite == "trixie"
-
-
-CELLS = [
-    pytest.param(os, release, arch, target, id=f"{os}-{release}-{arch}-{target}")
-    for os in profile_names()
-    for release in releases(os)
-    for arch in ("amd64", "arm64")
-    for target in target_names()
-]
-
-
-@pytest.mark.parametrize(("os", "release", "arch", "target"), CELLS)
-def test_every_cell_of_ours_loads(os: str, release: str, arch: str, target: str) -> None:
-    profile = load_profile(os, release=release, arch=arch, target=target)
-    names = [*profile.packages.base, *profile.packages.runtime, *profile.packages.tools, *profile.hold]
-    names += profile.kernel.values()
-    assert all(re.fullmatch(r"[a-z0-9][a-z0-9+.-]+", name) for name in names)
-    assert len(set(profile.packages.base)) == len(profile.packages.base)
-    assert {"systemd", "python3", "openssl", "openssh-server", "kmod"} <= set(profile.packages.base)
-    assert profile.components.keys() == {"kubernetes", "docker", "crictl", "cni"}
-    assert profile.kernel["cloud"].endswith(arch)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 #!/bin/sh
 # title: Stop timers that install or fetch on their own
 # why: a package run in the background takes the package lock during the build and changes a node afterwards
-# families: debian
+# families: debian redhat
 # phase: build
 . "${IB_PROVISION:?}/lib.sh"
 

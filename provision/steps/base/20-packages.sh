@@ -1,7 +1,7 @@
 #!/bin/sh
 # title: Install the operating system's part of a node
 # why: kernel, init, network, time, audit and the tools that kubelet and kube-proxy call (conntrack, socat, ethtool)
-# families: debian
+# families: debian redhat
 # phase: build
 # inputs: IB_BASE_PACKAGES
 . "${IB_PROVISION:?}/lib.sh"

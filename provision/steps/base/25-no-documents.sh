@@ -1,7 +1,7 @@
 #!/bin/sh
 # title: Leave out manuals, translations and documents
 # why: nobody reads them on a node, and they are a tenth of the tree; licences stay
-# families: debian
+# families: debian redhat
 # phase: build
 . "${IB_PROVISION:?}/lib.sh"
 

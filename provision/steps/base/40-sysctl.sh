@@ -1,7 +1,7 @@
 #!/bin/sh
 # title: Set the kernel parameters of a node
 # why: forwarding and bridge filtering for pods, kubelet's protectKernelDefaults, enough inotify watches, node ports kept free
-# families: debian
+# families: debian redhat
 # phase: build
 # uses: files/sysctl.conf
 . "${IB_PROVISION:?}/lib.sh"

@@ -1,7 +1,7 @@
 #!/bin/sh
 # title: Make SSH host keys at first boot, and allow keys only
 # why: keys in an image would be shared by all its nodes; without any key sshd does not start
-# families: debian
+# families: debian redhat
 # phase: build
 # uses: services/ssh
 . "${IB_PROVISION:?}/lib.sh"

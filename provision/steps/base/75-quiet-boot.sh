@@ -1,7 +1,7 @@
 #!/bin/sh
 # title: Leave out what a node does not need at boot
 # why: each of these costs seconds before kubelet runs, and none does anything for a node
-# families: debian
+# families: debian redhat
 # phase: build
 # inputs: IB_MASKED_SERVICES IB_MASKED_GENERATORS
 . "${IB_PROVISION:?}/lib.sh"

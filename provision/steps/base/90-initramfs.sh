@@ -1,7 +1,7 @@
 #!/bin/sh
 # title: Make the initramfs with the drivers of the target
 # why: the stock one carries every driver and takes longer to make, to load and to unpack
-# families: debian
+# families: debian redhat
 # phase: build
 # inputs: IB_INITRAMFS_MODULES
 . "${IB_PROVISION:?}/lib.sh"

@@ -1,7 +1,7 @@
 #!/bin/sh
 # title: Configure containerd
 # why: one cgroup driver (systemd) for kubelet and containers, the pause image that this kubelet names, drop-ins for registries
-# families: debian
+# families: debian redhat
 # phase: build
 # inputs: IB_PAUSE_IMAGE
 # uses: files/containerd/config-v2.toml files/containerd/config-v3.toml
@@ -12,6 +12,7 @@ case $(containerd --version | awk '{ print $3 }') in
     *) format=3 ;;
 esac
 mkdir -p /etc/containerd/conf.d /etc/containerd/certs.d
-config=$(render "containerd/config-v$format.toml" "PAUSE_IMAGE=${IB_PAUSE_IMAGE:?}") # a pipe would hide its failure
+pause=$(image_name "${IB_PAUSE_IMAGE:?}")
+config=$(render "containerd/config-v$format.toml" "PAUSE_IMAGE=$pause" "SELINUX=$(selinux)") # a pipe would hide its failure
 printf '%s\n' "$config" | put /etc/containerd/config.toml
 containerd --config /etc/containerd/config.toml config dump > /dev/null || die "containerd does not accept its configuration"

@@ -1,7 +1,7 @@
 #!/bin/sh
 # title: Install crictl and point it at containerd
 # why: it is how people look at a node's containers; without the file it warns and tries other sockets
-# families: debian
+# families: debian redhat
 # phase: build
 # inputs: IB_CRICTL_PAYLOAD IB_CRICTL_PACKAGES
 # uses: files/crictl.yaml

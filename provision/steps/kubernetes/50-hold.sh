@@ -1,7 +1,7 @@
 #!/bin/sh
 # title: Hold kernel, runtime and Kubernetes packages
 # why: an upgrade of one of them on a live node restarts pods, or breaks the pair that was tested
-# families: debian
+# families: debian redhat
 # phase: build
 # inputs: IB_HOLD_PACKAGES
 . "${IB_PROVISION:?}/lib.sh"

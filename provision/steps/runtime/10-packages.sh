@@ -1,7 +1,7 @@
 #!/bin/sh
 # title: Install docker, containerd and runc
 # why: containerd runs kubelet's pods; docker, for people, shares it
-# families: debian
+# families: debian redhat
 # phase: build
 # inputs: IB_RUNTIME_PACKAGES
 . "${IB_PROVISION:?}/lib.sh"

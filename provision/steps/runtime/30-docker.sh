@@ -1,7 +1,7 @@
 #!/bin/sh
 # title: Set docker up beside kubelet's containerd
 # why: people build and run containers on nodes with docker; it starts after kubelet and shares its containerd
-# families: debian
+# families: debian redhat
 # phase: build
 # uses: files/docker-daemon.json services/docker
 . "${IB_PROVISION:?}/lib.sh"

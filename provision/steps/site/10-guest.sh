@@ -1,7 +1,7 @@
 #!/bin/sh
 # title: Install what the target's hypervisor or cloud wants in its guests
 # why: guest agents and cloud-init belong to the target, not to the operating system
-# families: debian
+# families: debian redhat
 # phase: build
 # inputs: IB_GUEST_PACKAGES
 . "${IB_PROVISION:?}/lib.sh"

@@ -1,7 +1,7 @@
 #!/bin/sh
 # title: Install the packages that were asked for with --package
 # why: what one site needs on all its nodes
-# families: debian
+# families: debian redhat
 # phase: build
 # inputs: IB_SITE_PACKAGES
 . "${IB_PROVISION:?}/lib.sh"

@@ -1,7 +1,7 @@
 #!/bin/sh
 # title: Copy the overlay folders of --overlay over the root
 # why: configuration, manifests and files of one site, as they lie in a folder
-# families: debian
+# families: debian redhat
 # phase: build
 # inputs: IB_SITE_OVERLAYS
 . "${IB_PROVISION:?}/lib.sh"
@@ -10,4 +10,5 @@
 for overlay in "${IB_SITE_OVERLAYS:?}"/*/; do
     [ -d "$overlay" ] || continue
     tar -C "$overlay" --owner=0 --group=0 --mode=go-w -cf - . | tar -C / --no-overwrite-dir --keep-directory-symlink -xpf -
+    (cd "$overlay" && find . -type f) | while read -r path; do relabel "/${path#./}"; done
 done

@@ -1,7 +1,7 @@
 #!/bin/sh
 # title: Run the scripts of --script
 # why: what no package and no file can say
-# families: debian
+# families: debian redhat
 # phase: build
 # inputs: IB_SITE_SCRIPTS
 . "${IB_PROVISION:?}/lib.sh"
