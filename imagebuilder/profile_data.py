@@ -100,6 +100,7 @@ class AwsImage(SourceImage):
 
     owner: str = Field(description="Account that publishes it.", pattern=r"^\d{12}$")
     name: str = Field(description="Name, with * for any text.")
+    root_device: str = Field(default="/dev/sda1", description="Name that the AMI gives its root disk.")
 
 
 class GceImage(SourceImage):
