@@ -198,7 +198,9 @@ class ProfileData(Strict):
     components: Mapping[str, Component] = Field(description="Software that can come from several places.")
     repositories: Mapping[str, Repository] = Field(description="Package repositories, by name.")
     paths: Paths = Field(description="Where the operating system keeps what the steps write.")
-    source_images: SourceImages = Field(description="What Packer starts from, per kind.")
+    source_images: SourceImages = Field(
+        default_factory=SourceImages, description="What Packer starts from, per kind; none for the direct engine alone."
+    )
     missing_images: Mapping[str, str] = Field(
         default={}, description="Per kind that has no source image: why, as the end of a sentence."
     )

@@ -267,7 +267,7 @@ def test_programs_come_from_packages_when_no_module_proxy_answers(
     world.net.pages[KEY] = b"key"
     lock = world.resolve(wanted())
     assert {name: taken.kind for name, taken in lock.taken.items()} == {
-        "kubernetes": "packages", "docker": "distro", "crictl": "packages", "cni": "distro",
+        "kubernetes": "packages", "docker": "distro", "crictl": "packages", "cni": "packages",
     }  # fmt: skip
     assert "cni: go-modules given up: the proxy of cni-plugins does not answer" in world.notes()
 
