@@ -13,7 +13,7 @@ from typing import Any
 
 from imagebuilder import __version__, resources
 from imagebuilder.content import canonical_json, content_id, sha256_bytes, sha256_file, write_atomic
-from imagebuilder.direct.disk import DiskSpec, write_disk
+from imagebuilder.direct.disk import VERSION, DiskSpec, write_disk
 from imagebuilder.direct.engine import DirectEngine, LayerJob
 from imagebuilder.direct.formats import FORMATS
 from imagebuilder.direct.jobs import installed_packages, layer_jobs
@@ -82,9 +82,17 @@ def bake(plan: BuildPlan, *, options: BakeOptions, runner: Runner, progress: Pro
         raise PrivilegeError("the direct engine must run as root", hint="sudo imagebuilder bake ...")
     require_tools()
     cache, folder = options.cache.absolute(), options.output.absolute() / plan.id
-    store, log = LayerStore(cache, runner), new_log(cache / "logs", plan.id)
-    store.sweep()
+    with LayerStore(cache) as store:
+        store.sweep()
+        return _bake(plan, options, store, folder, runner, progress, new_log(cache / "logs", plan.id))
+
+
+def _bake(
+    plan: BuildPlan, options: BakeOptions, store: LayerStore, folder: Path, runner: Runner, progress: Progress,
+    log: Path,
+) -> BakeResult:  # fmt: skip
     # 1. what exactly
+    cache = options.cache.absolute()
     resolver = Resolver(
         cache=cache, runner=runner, progress=progress, log=log, refresh=options.refresh, offline=options.offline
     )
@@ -93,7 +101,7 @@ def bake(plan: BuildPlan, *, options: BakeOptions, runner: Runner, progress: Pro
     materials = fetcher.materials(plan, lock)
     jobs = layer_jobs(plan, lock, materials, resources.folder("provision"))
     spec = disk_spec(plan, lock, jobs)
-    artifact_id = content_id([FORMAT_VERSION, plain(spec), plan.disk.format, [job.id for job in jobs]])
+    artifact_id = content_id([FORMAT_VERSION, VERSION, plain(spec), plan.disk.format, [job.id for job in jobs]])
     if found := unchanged(folder, artifact_id):
         return found
 
@@ -112,10 +120,11 @@ def bake(plan: BuildPlan, *, options: BakeOptions, runner: Runner, progress: Pro
     artifact = folder / f"{plan.id}.{plan.disk.extension}"
     with store.scratch(f"disk-{artifact_id}") as work, new_file(folder) as new:
         with progress.stage("disk", "Disk: partitions, boot loaders, root file system"):
-            raw = write_disk(spec, layers, tools, work, runner, log)
+            disk = write_disk(spec, layers, tools, work, runner, log)
         with progress.stage("pack", f"Artifact: {plan.disk.format}") as stage:
-            FORMATS[plan.disk.format].writer(raw, new, lambda done, all_: stage.update(done, all_, "B"))
+            FORMATS[plan.disk.format].writer(disk, new, lambda done, all_: stage.update(done, all_, "B"))
         with progress.stage("manifest", "Manifest and checksums"):
+            store.settle()
             return publish(folder, artifact, artifact_id, manifest_data(plan, lock, layers, progress))
 
 

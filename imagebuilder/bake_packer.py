@@ -42,7 +42,7 @@ def bake_packer(plan: BuildPlan, *, options: BakeOptions, runner: Runner, progre
         ImagebuilderError: any class of :mod:`imagebuilder.errors`; nothing half-written is left.
     """
     cache, folder = options.cache.absolute(), options.output.absolute() / plan.id
-    store, log = LayerStore(cache, runner), new_log(cache / "logs", plan.id)
+    store, log = LayerStore(cache), new_log(cache / "logs", plan.id)
     store.sweep()
     engine = PackerEngine(runner=runner, progress=progress, log=log, downloads=cache / "packer")
     engine.version()  # before anything is asked or fetched

@@ -100,6 +100,8 @@ class AwsImage(SourceImage):
 
     owner: str = Field(description="Account that publishes it.", pattern=r"^\d{12}$")
     name: str = Field(description="Name, with * for any text.")
+    # With another name the build would get a second disk, and the root stay small (kubernetes-sigs/image-builder#317).
+    root_device: str = Field(default="/dev/sda1", description="Name of its root device.", pattern=r"^/dev/[a-z0-9]+$")
 
 
 class GceImage(SourceImage):
@@ -196,7 +198,9 @@ class ProfileData(Strict):
     components: Mapping[str, Component] = Field(description="Software that can come from several places.")
     repositories: Mapping[str, Repository] = Field(description="Package repositories, by name.")
     paths: Paths = Field(description="Where the operating system keeps what the steps write.")
-    source_images: SourceImages = Field(description="What Packer starts from, per kind.")
+    source_images: SourceImages = Field(
+        default_factory=SourceImages, description="What Packer starts from, per kind; none for the direct engine alone."
+    )
     missing_images: Mapping[str, str] = Field(
         default={}, description="Per kind that has no source image: why, as the end of a sentence."
     )

@@ -12,7 +12,8 @@ mmdebstrap:mmdebstrap dpkg-deb:dpkg unshare:util-linux mount:mount gpg:gpg tar:t
 qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils /usr/share/OVMF/OVMF_CODE_4M.fd:ovmf ssh:openssh-client
 shellcheck:shellcheck dash:dash docker-registry:docker-registry apt-ftparchive:apt-utils sfdisk:fdisk sgdisk:gdisk
 grub-mkimage:grub-common /usr/lib/grub/i386-pc/boot.img:grub-pc-bin e2fsck:e2fsprogs busybox:busybox-static
-curl:curl git:git
+curl:curl git:git packer:packer
+dnf:dnf rpmbuild:rpm createrepo_c:createrepo-c /etc/dnf/plugins/versionlock.conf:dnf-plugins-core
 "
 missing=""
 for pair in $wanted; do

@@ -1,3 +1,9 @@
-"""Fixtures shared by all tests."""
+"""Fixtures and settings shared by all tests."""
 
 from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+
+# A busy machine is no failure: no test looks at the clock.
+settings.register_profile("imagebuilder", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("imagebuilder")

@@ -1,26 +1,32 @@
 """A stack of layers becomes a disk: partitions, boot loaders and the root file system, without mounts on the host.
 
-The programs that do it come from the image's own distribution (the *tools tree*: the base layer with a few packages
-unpacked on top), so the host's versions do not matter.
+The disk is planned, not written: what writes a format reads it from the layers. Only the boot loaders are made by
+programs; these come from the image's own distribution (the *tools tree*: the base layer with a few packages unpacked
+on top), so the host's versions do not matter.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from imagebuilder.content import write_atomic
 from imagebuilder.direct import gpt
+from imagebuilder.direct.ext4.layout import lay_out
+from imagebuilder.direct.ext4.superblock import Identity
 from imagebuilder.direct.layers import Layer, full_disk_named
 from imagebuilder.direct.sandbox import Bind, Mount, Overlay, command
-from imagebuilder.direct.sparse import copy_sparse
+from imagebuilder.direct.tree import merge
+from imagebuilder.direct.virtual import Piece, VirtualDisk, pieces_of_file, shifted
 from imagebuilder.errors import ArtifactError
 from imagebuilder.process import Runner
 
 SCRIPT = Path(__file__).with_name("write-disk.sh")
 VOLUMES = {"containerd": "/var/lib/containerd"}  # where an overlay cannot be: containerd makes overlays of its own
-FOLDERS = ("mnt", "out", "out-work", "empty", "upper", "work", "tools-upper", "tools-work")  # of one disk's scratch
+VERSION = 2  # of what is planned here; part of an artifact's id, not of a layer's: raise it when disks change
 SERIAL = "serial --unit=0 --speed=115200\nterminal_input serial console\nterminal_output serial console\n"
 
 
@@ -47,8 +53,8 @@ class DiskSpec:
 
 def write_disk(
     spec: DiskSpec, layers: Sequence[Layer], tools: Sequence[Layer], work: Path, runner: Runner, log: Path
-) -> Path:
-    """Write ``work/disk.raw``, a sparse file of ``spec.size`` bytes, and return its path.
+) -> VirtualDisk:
+    """Return the disk, to be read while ``work`` and the layers are there.
 
     Args:
         spec: what the disk is.
@@ -60,50 +66,62 @@ def write_disk(
 
     Raises:
         CommandError: a program failed.
-        HostError: the disk is full.
-        ArtifactError: the root tree has no kernel, or more than one.
+        HostError: the disk of this host is full.
+        ArtifactError: the root tree has no kernel, or more than one, or does not fit.
     """
     layout = gpt.layout(spec.size, spec.seed, arch=spec.arch)
-    folders = {
-        name: work / name for name in ("mnt", "out", "out-work", "empty", "upper", "work", "tools-upper", "tools-work")
-    }
-    for folder in folders.values():
-        folder.mkdir(parents=True)
-    write_boot_files(folders["upper"], spec, layout, find_kernel(layers))
-    raw = folders["out"] / "disk.raw"
-    with raw.open("wb") as stream:
-        stream.truncate(spec.size)
+    upper = work / "upper"
+    upper.mkdir()
+    write_boot_files(upper, spec, layout, find_kernel(layers))
+    with ThreadPoolExecutor(1, thread_name_prefix="ext4") as pool:  # while the boot loaders are made
+        root = pool.submit(_root_pieces, spec, layers, upper, layout)
+        with full_disk_named(work):
+            out = _make_boot_loaders(spec, layout, tools, work, runner, log)
+        pieces = [*_boot_pieces(spec, layout, out), *shifted(root.result(), layout.root.offset)]
+    return VirtualDisk(spec.size, pieces)
+
+
+def _root_pieces(spec: DiskSpec, layers: Sequence[Layer], upper: Path, layout: gpt.Layout) -> list[Piece]:
+    tree = merge([upper, *(layer.root for layer in reversed(layers))], volumes(layers[-1]))
+    return lay_out(tree, layout.root.size, Identity(uuid=layout.root_uuid, label="root", epoch=spec.epoch))
+
+
+def _make_boot_loaders(
+    spec: DiskSpec, layout: gpt.Layout, tools: Sequence[Layer], work: Path, runner: Runner, log: Path
+) -> Path:
+    """Return the folder with ``boot.img``, ``core.img`` and ``esp.img``."""
+    mnt, out, out_work, empty, upper, upper_work = (
+        work / name for name in ("mnt", "out", "out-work", "empty", "tools-upper", "tools-work")
+    )
+    for folder in (mnt, out, out_work, empty, upper, upper_work):
+        folder.mkdir()
     mounts: list[Mount] = [
-        _stack(tools, "/", folders["tools-upper"], folders["tools-work"]),
-        _stack(layers, "/image", folders["upper"], folders["work"]),
-        Overlay(lower=[folders["empty"]], upper=folders["out"], work=folders["out-work"], target="/output"),
+        Overlay(lower=[layer.root for layer in reversed(tools)], upper=upper, work=upper_work),
+        Overlay(lower=[empty], upper=out, work=out_work, target="/output"),
         Bind(source=SCRIPT, target="/run/write-disk.sh"),
-        *volume_mounts(layers[-1], "/image"),
     ]
     env = {
-        "ROOT_UUID": str(layout.root_uuid), "ROOT_OFFSET": str(layout.root.offset),
-        "ROOT_KIB": str(layout.root.size // 1024), "ESP_SERIAL": f"{layout.esp_serial:08x}",
+        "ROOT_UUID": str(layout.root_uuid), "ESP_SERIAL": f"{layout.esp_serial:08x}",
         "ESP_KIB": str(layout.esp.size // 1024), "EFI_VENDOR": spec.vendor, "EFI_ARCH": spec.arch,
         "SOURCE_DATE_EPOCH": str(spec.epoch),
     }  # fmt: skip
-    with full_disk_named(work):
-        runner.run(command(folders["mnt"], mounts, ["/bin/sh", "/run/write-disk.sh"], env), log=log, timeout=900)
-    with raw.open("r+b") as stream:
-        gpt.write_gpt(stream, layout)
-        if "bios" in spec.firmware:
-            boot, core = ((folders["out"] / name).read_bytes() for name in ("boot.img", "core.img"))
-            gpt.write_bios_boot(stream, layout, boot, core)
-        copy_sparse(folders["out"] / "esp.img", stream, layout.esp.offset)
-    return raw
+    runner.run(command(mnt, mounts, ["/bin/sh", "/run/write-disk.sh"], env), log=log, timeout=900)
+    return out
 
 
-def volume_mounts(layer: Layer, below: str = "") -> list[Mount]:
-    """Return the mounts that put a layer's volumes where they belong, read-only."""
-    return [
-        Bind(source=layer.volumes / name, target=f"{below}{path}")
-        for name, path in VOLUMES.items()
-        if (layer.volumes / name).is_dir()
-    ]
+def _boot_pieces(spec: DiskSpec, layout: gpt.Layout, out: Path) -> list[Piece]:
+    """Return all but the root file system."""
+    texts = gpt.gpt_pieces(layout)
+    if "bios" in spec.firmware:
+        boot, core = ((out / name).read_bytes() for name in ("boot.img", "core.img"))
+        texts += gpt.bios_boot_pieces(layout, boot, core)
+    esp = shifted(pieces_of_file(out / "esp.img"), layout.esp.offset)
+    return [*(Piece(offset, len(data), data) for offset, data in texts), *esp]
+
+
+def volumes(layer: Layer) -> dict[str, Path]:
+    """Return a layer's volumes by the path where they belong."""
+    return {path: layer.volumes / name for name, path in VOLUMES.items() if (layer.volumes / name).is_dir()}
 
 
 def find_kernel(layers: Sequence[Layer]) -> str:
@@ -130,6 +148,7 @@ def write_boot_files(root: Path, spec: DiskSpec, layout: gpt.Layout, kernel: str
     for path in [root, *root.rglob("*")]:
         if path.is_dir():
             path.chmod(0o755)
+        os.utime(path, (spec.epoch, spec.epoch))
 
 
 def fstab(layout: gpt.Layout) -> str:
@@ -153,7 +172,3 @@ def grub_cfg(layout: gpt.Layout, kernel: str, arguments: Sequence[str]) -> str:
         f"  initrd /boot/initrd.img-{kernel}\n"
         "}\n"
     )
-
-
-def _stack(layers: Sequence[Layer], target: str, upper: Path, work: Path) -> Overlay:
-    return Overlay(lower=[layer.root for layer in reversed(layers)], upper=upper, work=work, target=target)

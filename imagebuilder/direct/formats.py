@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol, cast
+from typing import Protocol
 
-from imagebuilder import content
 from imagebuilder.direct.qcow2 import write_qcow2
-from imagebuilder.direct.sparse import OnProgress, copy_sparse
+from imagebuilder.direct.sparse import OnProgress
+from imagebuilder.direct.virtual import DiskSource, materialize
 
 
 class Writer(Protocol):
     """How a format is written."""
 
-    def __call__(self, raw: Path, out: Path, on_progress: OnProgress | None = None) -> None:
-        """Write the raw disk to ``out``, which appears only when whole; ``raw`` stays.
+    def __call__(self, disk: DiskSource, out: Path, on_progress: OnProgress | None = None) -> None:
+        """Write the disk to ``out``, which appears only when whole.
 
         Args:
-            raw: a sparse raw disk, a multiple of 512 bytes.
+            disk: what to write, a multiple of 512 bytes.
             out: the file to make or replace.
             on_progress: called with bytes done and bytes in all; holes do not count.
 
         Raises:
-            ArtifactError: ``raw`` is no disk.
+            ArtifactError: it is no disk, or what it is made from changed meanwhile.
         """
 
 
@@ -34,7 +34,7 @@ class Format:
     Attributes:
         name: as in targets and on the command line; also what ``qemu-img`` calls it.
         extension: of file names, with its dot.
-        writer: makes it from a raw disk.
+        writer: makes it from a disk.
     """
 
     name: str
@@ -42,20 +42,13 @@ class Format:
     writer: Writer
 
 
-def _write_raw(raw: Path, out: Path, on_progress: OnProgress | None = None) -> None:
-    """Copy the disk, with a hole wherever it is zero."""
-    with content.writing(out) as stream:
-        stream.truncate(raw.stat().st_size)
-        copy_sparse(raw, cast(BinaryIO, stream), 0, on_progress=on_progress)
-
-
-def _write_qcow2(raw: Path, out: Path, on_progress: OnProgress | None = None) -> None:
+def _write_qcow2(disk: DiskSource, out: Path, on_progress: OnProgress | None = None) -> None:
     """Compress the disk at the fastest level: the next one takes half as much again for 4% less."""
-    write_qcow2(raw, out, on_progress=on_progress)
+    write_qcow2(disk, out, on_progress=on_progress)
 
 
 _ROWS = (
-    Format(name="raw", extension=".raw", writer=_write_raw),
+    Format(name="raw", extension=".raw", writer=materialize),
     Format(name="qcow2", extension=".qcow2", writer=_write_qcow2),
 )
 FORMATS: dict[str, Format] = {row.name: row for row in _ROWS}

@@ -155,24 +155,19 @@ def layout(size: int, seed: str, *, arch: str = "amd64") -> Layout:
     )
 
 
-def write_gpt(stream: BinaryIO, layout: Layout) -> None:
-    """Write protective MBR, primary and backup GPT (UEFI 5.2.3 and 5.3).
+def gpt_pieces(layout: Layout) -> list[tuple[int, bytes]]:
+    """Return protective MBR, primary and backup GPT (UEFI 5.2.3 and 5.3) as offsets and bytes.
 
-    The MBR's boot code (bytes 0 to 439) stays as it is, so this and :func:`write_bios_boot` go in any order.
-
-    Args:
-        stream: a seekable disk of ``layout.size`` bytes.
-        layout: what to write.
+    The MBR's boot code (bytes 0 to 439) is not among them: see :func:`bios_boot_pieces`.
     """
     last = layout.size // SECTOR - 1
     array = b"".join(_entry(partition) for partition in layout.partitions).ljust(_ENTRIES * _ENTRY.size, b"\0")
-    stream.seek(_MBR_TABLE_AT)
-    stream.write(_protective_mbr(last))
-    stream.seek(SECTOR)
-    stream.write(_header(layout, array, own=1, other=last, array_lba=2) + array)
     backup_array = last - _ARRAY_SECTORS
-    stream.seek(backup_array * SECTOR)
-    stream.write(array + _header(layout, array, own=last, other=1, array_lba=backup_array))
+    return [
+        (_MBR_TABLE_AT, _protective_mbr(last)),
+        (SECTOR, _header(layout, array, own=1, other=last, array_lba=2) + array),
+        (backup_array * SECTOR, array + _header(layout, array, own=last, other=1, array_lba=backup_array)),
+    ]
 
 
 def _protective_mbr(last_lba: int) -> bytes:
@@ -203,14 +198,13 @@ def _header(layout: Layout, array: bytes, *, own: int, other: int, array_lba: in
     return bytes(header).ljust(SECTOR, b"\0")
 
 
-def write_bios_boot(stream: BinaryIO, layout: Layout, boot_img: bytes, core_img: bytes) -> None:
-    """Make the disk start GRUB on a BIOS: boot.img's code into the MBR, core.img into its partition.
+def bios_boot_pieces(layout: Layout, boot_img: bytes, core_img: bytes) -> list[tuple[int, bytes]]:
+    """Return what makes a disk start GRUB on a BIOS, as offsets and bytes: boot.img's code, core.img.
 
     Does what ``grub-bios-setup`` does with its embedding area, without asking a kernel about disks. The MBR's
-    partition table stays as it is.
+    partition table is not among it.
 
     Args:
-        stream: a seekable disk of ``layout.size`` bytes.
         layout: where the BIOS boot partition is.
         boot_img: ``/usr/lib/grub/i386-pc/boot.img``, 512 bytes.
         core_img: what ``grub-mkimage -O i386-pc`` made.
@@ -231,10 +225,7 @@ def write_bios_boot(stream: BinaryIO, layout: Layout, boot_img: bytes, core_img:
     boot[_BOOT_DRIVE_CHECK_AT : _BOOT_DRIVE_CHECK_AT + 2] = b"\x90\x90"
     core = bytearray(core_img) + bytes(-len(core_img) % SECTOR)
     _CORE_BLOCKLIST.pack_into(core, _CORE_BLOCKLIST_AT, lba + 1, len(core) // SECTOR - 1, _CORE_SEGMENT)
-    stream.seek(0)
-    stream.write(boot[:_MBR_TABLE_AT])
-    stream.seek(layout.bios.offset)
-    stream.write(core)
+    return [(0, bytes(boot[:_MBR_TABLE_AT])), (layout.bios.offset, bytes(core))]
 
 
 def parse_gpt(stream: BinaryIO) -> Table:

@@ -29,7 +29,8 @@ from typing import IO, Self
 import zstandard
 
 from imagebuilder import content
-from imagebuilder.direct.sparse import OnProgress, data_extents
+from imagebuilder.direct.sparse import OnProgress
+from imagebuilder.direct.virtual import DiskSource
 from imagebuilder.errors import ArtifactError
 
 SECTOR = 512  # bytes: unit of the virtual size, and of a compressed cluster's length
@@ -88,30 +89,28 @@ class Header:
 
 
 def write_qcow2(
-    raw: Path, out: Path, *, level: int = 1, threads: int = 2, on_progress: OnProgress | None = None
+    disk: DiskSource, out: Path, *, level: int = 1, threads: int = 2, on_progress: OnProgress | None = None
 ) -> None:
-    """Write a sparse raw disk as a compressed qcow2 image; the file appears under its name only when whole.
+    """Write a disk as a compressed qcow2 image; the file appears under its name only when whole.
 
     Args:
-        raw: the disk, a multiple of 512 bytes.
+        disk: what to write, a multiple of 512 bytes.
         out: the image to make or replace.
         level: of zstd, 1 to 22.
         threads: that read and compress; the result does not depend on it.
         on_progress: called from this thread with bytes done and bytes in all; holes do not count.
 
     Raises:
-        ArtifactError: the raw disk is empty, not a multiple of 512 bytes, or cut short meanwhile.
+        ArtifactError: the disk is empty, not a multiple of 512 bytes, or was cut short meanwhile.
     """
-    with raw.open("rb", buffering=0) as source, content.writing(out) as stream, _Flusher(stream) as flusher:
-        fd = source.fileno()
-        size = os.fstat(fd).st_size
-        if size == 0 or size % SECTOR:
-            raise ArtifactError(f"{raw} of {size} bytes is no disk: not a multiple of {SECTOR} bytes")
-        batches = list(_batches(data_extents(fd, size)))
+    if disk.size == 0 or disk.size % SECTOR:
+        raise ArtifactError(f"a disk of {disk.size} bytes is no disk: not a multiple of {SECTOR} bytes")
+    with content.writing(out) as stream, _Flusher(stream) as flusher:
+        batches = list(_batches(disk.extents()))
         total = sum(len(batch) for batch in batches) * CLUSTER
         done = 0
-        image = _Image(stream, size)
-        compressor = _Compressor(fd, size, level)
+        image = _Image(stream, disk.size)
+        compressor = _Compressor(disk, level)
         for batch, blobs in _in_order(compressor, batches, threads):
             for index, blob in blobs:
                 image.add(index, blob)
@@ -135,8 +134,8 @@ def _batches(extents: Iterable[tuple[int, int]]) -> Iterator[range]:
 class _Compressor:
     """Reads clusters and compresses them; any number of threads may call it."""
 
-    def __init__(self, fd: int, size: int, level: int) -> None:
-        self._fd, self._size, self._level = fd, size, level
+    def __init__(self, disk: DiskSource, level: int) -> None:
+        self._disk, self._level = disk, level
         self._local = threading.local()
 
     def __call__(self, batch: range) -> list[tuple[int, bytes]]:
@@ -160,9 +159,8 @@ class _Compressor:
         return tools
 
     def _read(self, batch: range, view: memoryview) -> None:
-        start, stop = batch.start * CLUSTER, min(batch.stop * CLUSTER, self._size)
-        if os.preadv(self._fd, [view[: stop - start]], start) != stop - start:
-            raise ArtifactError(f"the raw disk was cut short while it was read, near byte {start}")
+        start, stop = batch.start * CLUSTER, min(batch.stop * CLUSTER, self._disk.size)
+        self._disk.read_into(start, view[: stop - start])
         view[stop - start :] = bytes(len(view) - (stop - start))  # the disk may end within a cluster
 
 

@@ -1,12 +1,10 @@
-"""Reading and copying files that are mostly holes, see lseek(2) on SEEK_DATA and SEEK_HOLE."""
+"""Reading files that are mostly holes, see lseek(2) on SEEK_DATA and SEEK_HOLE."""
 
 from __future__ import annotations
 
 import errno
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import BinaryIO
 
 from imagebuilder.errors import ArtifactError
 
@@ -43,57 +41,54 @@ def data_extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
         yield start, position
 
 
-def copy_sparse(source: Path, stream: BinaryIO, offset: int, *, on_progress: OnProgress | None = None) -> int:
-    """Copy a file into a stream, leaving out everything that is zero.
-
-    Blocks of 4 KiB of the source that are zero are skipped, so the target has to read as zeros there already,
-    and has to be as long as it shall be (``truncate`` first).
+def nonzero_runs(chunk: bytes | bytearray, length: int) -> Iterator[tuple[int, int]]:
+    """Yield ``(start, stop)`` of the parts that hold blocks with a byte that is not zero.
 
     Args:
-        source: the file to copy.
-        stream: a seekable target.
-        offset: where in the target the source's first byte goes, in bytes.
-        on_progress: called with bytes done and bytes in all after each piece; holes do not count.
-
-    Returns:
-        How many bytes were written.
-
-    Raises:
-        ArtifactError: the source became shorter meanwhile.
+        chunk: at least ``length`` bytes.
+        length: how many of them to look at.
     """
-    written = done = 0
-    with source.open("rb", buffering=0) as file:
-        fd = file.fileno()
-        extents = list(data_extents(fd, os.fstat(fd).st_size))
-        total = sum(end - start for start, end in extents)
-        for position, end in extents:
-            while position < end:
-                chunk = os.pread(fd, min(CHUNK, end - position), position)
-                if not chunk:
-                    raise ArtifactError(f"{source} was cut short while it was copied")
-                for start, stop in _nonzero_runs(chunk):
-                    stream.seek(offset + position + start)
-                    stream.write(memoryview(chunk)[start:stop])
-                    written += stop - start
-                position += len(chunk)
-                done += len(chunk)
-                if on_progress is not None:
-                    on_progress(done, total)
-    return written
-
-
-def _nonzero_runs(chunk: bytes) -> Iterator[tuple[int, int]]:
-    """Yield ``(start, stop)`` of the parts of at most 1 MiB that hold blocks with a byte that is not zero."""
-    if _ZERO_CHUNK.startswith(chunk):
-        return
     run_start = None
-    for start in range(0, len(chunk), BLOCK):
+    for start in range(0, length, BLOCK):
         # Compares in place, without copying the block; only the last block can be short.
-        zero = chunk.startswith(_ZERO_BLOCK[: len(chunk) - start], start)
+        zero = chunk.startswith(_ZERO_BLOCK[: length - start], start)
         if zero and run_start is not None:
             yield run_start, start
             run_start = None
         elif not zero and run_start is None:
             run_start = start
     if run_start is not None:
-        yield run_start, len(chunk)
+        yield run_start, length
+
+
+def nonzero_grains(path: bytes, size: int) -> list[tuple[int, int]]:
+    """Return where a file has data: ``(start, end)``, in whole MiB except at its end.
+
+    What counts is the content, not how the file system below keeps it: the same file gives the same answer on
+    any host. Holes are only skipped.
+
+    Args:
+        path: the file.
+        size: bytes of it to look at.
+
+    Raises:
+        ArtifactError: the file is shorter.
+    """
+    found: list[tuple[int, int]] = []
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        free = 0  # grains before this byte were looked at
+        for first, end in data_extents(fd, size):
+            for start in range(max(first // CHUNK * CHUNK, free), end, CHUNK):
+                grain = os.pread(fd, min(CHUNK, size - start), start)
+                if len(grain) < min(CHUNK, size - start):
+                    raise ArtifactError(f"{os.fsdecode(path)} was cut short while it was read")
+                free = start + CHUNK
+                if _ZERO_CHUNK.startswith(grain):
+                    continue
+                if found and found[-1][1] == start:
+                    start = found.pop()[0]
+                found.append((start, min(free, size)))
+    finally:
+        os.close(fd)
+    return found

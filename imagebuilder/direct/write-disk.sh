@@ -1,10 +1,10 @@
 #!/bin/sh
-# Runs in the tools tree: fills /output with boot.img, core.img and esp.img, and writes the root file system of /image
-# into /output/disk.raw. Everything that could be random or of this moment is given from outside.
-# in: ROOT_UUID ROOT_OFFSET ROOT_KIB ESP_SERIAL ESP_KIB EFI_VENDOR EFI_ARCH FIRMWARE SOURCE_DATE_EPOCH
+# Runs in the tools tree: fills /output with boot.img, core.img and esp.img. Everything that could be random or of this
+# moment is given from outside.
+# in: ROOT_UUID ESP_SERIAL ESP_KIB EFI_VENDOR EFI_ARCH SOURCE_DATE_EPOCH
 set -eu
 cd /output
-export MTOOLS_SKIP_CHECK=1 E2FSPROGS_FAKE_TIME="${SOURCE_DATE_EPOCH:?}"
+export MTOOLS_SKIP_CHECK=1
 
 cat > find-root.cfg <<EOF
 search --no-floppy --fs-uuid --set=root ${ROOT_UUID:?}
@@ -27,13 +27,9 @@ esac
 truncate -s "${ESP_KIB:?}K" esp.img
 mkfs.vfat -F 32 -s 1 -n ESP -i "${ESP_SERIAL:?}" --invariant esp.img > /dev/null
 (cat find-root.cfg; echo "configfile \$prefix/grub.cfg") > esp-grub.cfg
-touch -d "@$SOURCE_DATE_EPOCH" esp-grub.cfg
+touch -d "@${SOURCE_DATE_EPOCH:?}" esp-grub.cfg
 mmd -i esp.img ::/EFI ::/EFI/BOOT "::/EFI/${EFI_VENDOR:?}"
 mcopy -i esp.img "/usr/lib/shim/shim$suffix.efi.signed" "::/EFI/BOOT/$fallback"
 mcopy -i esp.img "/usr/lib/shim/mm$suffix.efi.signed" "::/EFI/BOOT/mm$suffix.efi"
 mcopy -i esp.img "$signed/grub$suffix.efi.signed" "::/EFI/BOOT/grub$suffix.efi"
 mcopy -i esp.img esp-grub.cfg "::/EFI/$EFI_VENDOR/grub.cfg"
-
-mke2fs -q -t ext4 -F -b 4096 -I 256 -L root -U "$ROOT_UUID" -m 1 \
-    -E "offset=${ROOT_OFFSET:?},root_owner=0:0,hash_seed=$ROOT_UUID,lazy_itable_init=1,lazy_journal_init=1,nodiscard" \
-    -d /image disk.raw "${ROOT_KIB:?}k"

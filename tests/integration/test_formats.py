@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from random import Random
-from typing import Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
 
 import pytest
 
 from imagebuilder import process
 from imagebuilder.direct.formats import FORMATS
-from imagebuilder.direct.gpt import MIB, Layout, Partition, layout, parse_gpt, write_bios_boot, write_gpt
-from imagebuilder.direct.qcow2 import CLUSTER, read_header, write_qcow2
+from imagebuilder.direct.gpt import MIB, Layout, Partition, bios_boot_pieces, gpt_pieces, layout, parse_gpt
+from imagebuilder.direct.qcow2 import CLUSTER, read_header
+from imagebuilder.direct.virtual import RawFile
 from imagebuilder.process import RealRunner
 
 pytestmark = pytest.mark.integration
@@ -33,6 +34,17 @@ def run(*words: str | Path) -> str:
     return RealRunner().run(words, capture=True, timeout=120).stdout
 
 
+def put(stream: IO[bytes], pieces: list[tuple[int, bytes]]) -> None:
+    for offset, data in pieces:
+        stream.seek(offset)
+        stream.write(data)
+
+
+def write(raw: Path, out: Path, name: str = "qcow2") -> None:
+    with RawFile(raw) as disk:
+        FORMATS[name].writer(disk, out)
+
+
 @pytest.fixture
 def plan() -> Layout:
     return layout(SIZE, "integration")
@@ -45,7 +57,7 @@ def disk(tmp_path: Path, plan: Layout) -> Path:
     random = Random(1)
     with path.open("w+b") as stream:
         stream.truncate(SIZE)
-        write_gpt(cast(BinaryIO, stream), plan)
+        put(stream, gpt_pieces(plan))
         position = plan.root.offset
         for number in range(60):
             stream.seek(position)
@@ -64,7 +76,7 @@ def damaged(path: Path, offset: int) -> None:
 def test_qemu_reads_every_format_as_the_same_disk(name: str, disk: Path, tmp_path: Path) -> None:
     qemu_img = needs("qemu-img")
     out = tmp_path / f"image{FORMATS[name].extension}"
-    FORMATS[name].writer(disk, out)
+    write(disk, out, name)
     info = json.loads(run(qemu_img, "info", "--output=json", out))
     assert (info["format"], info["virtual-size"]) == (name, SIZE)
     run(qemu_img, "compare", "-f", "raw", "-F", name, disk, out)
@@ -73,7 +85,7 @@ def test_qemu_reads_every_format_as_the_same_disk(name: str, disk: Path, tmp_pat
 def test_qemu_finds_no_fault_and_no_leak_in_a_qcow2_image(disk: Path, tmp_path: Path) -> None:
     qemu_img = needs("qemu-img")
     out = tmp_path / "image.qcow2"
-    write_qcow2(disk, out)
+    write(disk, out)
     report = json.loads(run(qemu_img, "check", "-f", "qcow2", "--output=json", out))
     assert report["check-errors"] == 0
     assert report.get("leaks", 0) == report.get("corruptions", 0) == 0
@@ -85,7 +97,7 @@ def test_qemu_finds_no_fault_and_no_leak_in_a_qcow2_image(disk: Path, tmp_path: 
 def test_header_says_what_qemu_says(disk: Path, tmp_path: Path) -> None:
     qemu_img = needs("qemu-img")
     out = tmp_path / "image.qcow2"
-    write_qcow2(disk, out)
+    write(disk, out)
     info = json.loads(run(qemu_img, "info", "--output=json", out))
     header = read_header(out)
     assert (header.virtual_size, header.cluster_size) == (info["virtual-size"], info["cluster-size"])
@@ -106,7 +118,7 @@ def test_header_of_an_image_that_qemu_wrote_is_read(compression: str, disk: Path
 def test_image_grows_and_takes_writes_in_qemu(disk: Path, tmp_path: Path) -> None:
     qemu_img, qemu_io = needs("qemu-img"), needs("qemu-io")
     out = tmp_path / "image.qcow2"
-    write_qcow2(disk, out)
+    write(disk, out)
     run(qemu_img, "resize", "-f", "qcow2", out, "8G")
     writes = [f"write -P 0x5a {offset} {3 * CLUSTER}" for offset in (0, 66 * MIB + 512, 7 << 30)]
     run(qemu_io, "-f", "qcow2", *(word for write in writes for word in ("-c", write)), out)
@@ -171,7 +183,7 @@ def test_grub_images_of_this_host_are_taken(disk: Path, plan: Layout, tmp_path: 
     modules = ["biosdisk", "part_gpt", "ext2", "search", "search_fs_uuid", "normal", "configfile", "linux"]
     run(mkimage, "-O", "i386-pc", "-p", "/boot/grub", "-o", core, *modules)
     with disk.open("r+b") as stream:
-        write_bios_boot(cast(BinaryIO, stream), plan, (GRUB / "boot.img").read_bytes(), core.read_bytes())
+        put(stream, bios_boot_pieces(plan, (GRUB / "boot.img").read_bytes(), core.read_bytes()))
         assert parse_gpt(cast(BinaryIO, stream)).partitions == plan.partitions
         stream.seek(plan.bios.offset)
         embedded = stream.read(core.stat().st_size)

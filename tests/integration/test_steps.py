@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakeroot import FakeRoot, write_program, written
+from local_archive import Key
+from steptree import BUILD_TRACES, ENV, PAUSE, PROVISION, SYSTEMS, System, give_repositories, make_root, repositories
 
 from imagebuilder import process, resources
 from imagebuilder.direct.sandbox import Bind
 from imagebuilder.errors import CommandError
-from imagebuilder.model import LAYERS
 
 pytestmark = pytest.mark.integration
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="a sandbox needs root")
 
-PROVISION = resources.folder("provision")
-STEPS = [f"{layer}/{path.name}" for layer in LAYERS for path in sorted(PROVISION.glob(f"steps/{layer}/*.sh"))]
-SERVICES = sorted(path for path in PROVISION.glob("services/*/*/root/**/*") if path.is_file())
+DEBIAN = SYSTEMS["debian"]
+STEPS = DEBIAN.steps
+KERNEL = DEBIAN.kernels[-1]
+SERVICES = sorted(path for path in PROVISION.glob("services/**/root/**/*") if path.is_file())
 SCRIPTS = [
     *sorted(PROVISION.rglob("*.sh")),
     *(path for path in SERVICES if path.read_bytes().startswith(b"#!/bin/sh")),
@@ -29,31 +31,17 @@ SCRIPTS = [
     Path(process.__file__).parent / "direct/sandbox.sh",
     Path(process.__file__).parent / "direct/write-disk.sh",
 ]
-PAUSE = "registry.k8s.io/pause:3.10"
-ENV = {
-    "IB_BASE_PACKAGES": "systemd chrony",
-    "IB_RUNTIME_PACKAGES": "docker.io containerd",
-    "IB_INITRAMFS_MODULES": "virtio_blk ext4",
-    "IB_MASKED_SERVICES": "fstrim.timer dpkg-db-backup.timer",
-    "IB_MASKED_GENERATORS": "systemd-cryptsetup-generator",
-    "IB_PAUSE_IMAGE": PAUSE,
-    "IB_PAUSE_ARCHIVE": "/materials/pause.tar",
-    "IB_KUBERNETES_VERSION": "1.35.8",
-    "IB_KUBERNETES_PAYLOAD": "/materials/kubernetes",
-    "IB_CRICTL_PAYLOAD": "/materials/crictl",
-    "IB_CNI_PAYLOAD": "/materials/cni",
-    "IB_KUBELET_DEFAULTS": "/etc/default/kubelet",
-    "IB_HOLD_PACKAGES": "kubelet docker.io not-installed",
-    "IB_GUEST_PACKAGES": "qemu-guest-agent",
-    "IB_SITE_PACKAGES": "vim-tiny",
-    "IB_SITE_OVERLAYS": "/materials/overlays",
-    "IB_SITE_SCRIPTS": "/materials/scripts",
-    "IB_SITE_IMAGES": "/materials/images",
-}
 REWRITTEN = {  # with the same content
-    "base/90-initramfs.sh": {"root/boot/initrd.img-6.1"},
-    "site/90-clean.sh": {"root/etc/machine-id", "root/var/log/syslog"},
-}
+    "base/90-initramfs.sh": {f"root/boot/init{name}" for system in SYSTEMS.values() for kernel in system.kernels
+                             for name in (f"rd.img-{kernel}", f"ramfs-{kernel}.img")},
+    "site/90-clean.sh": {"root/etc/machine-id"} | {f"root/{name}" for system in SYSTEMS.values()
+                         for name in {**BUILD_TRACES, **system.texts} if name.startswith("var/log/")},
+}  # fmt: skip
+
+
+CHANGING = (
+    "apt-get install", "apt-get purge", "dnf install", "dnf remove", "useradd", "ctr images pull", "systemctl stop",
+)  # fmt: skip
 
 
 def linter(program: str) -> Any:
@@ -67,64 +55,30 @@ def test_every_script_is_clean(program: str) -> None:
         process.RealRunner().run([program, *options, script], cwd=PROVISION, timeout=60)
 
 
-def materials(folder: Path) -> None:
-    """Write what the engine would bind into the sandbox."""
-    (folder / "kubernetes").mkdir(parents=True)
-    for name in ("kubelet", "kubeadm", "kubectl"):
-        write_program(folder / "kubernetes" / name, '[ "$*" = --version ] || exec refuse "$@"; echo Kubernetes v1.35.8')
-    for name in ("loopback", "bridge", "host-local", "portmap"):
-        (folder / "cni").mkdir(exist_ok=True)
-        write_program(folder / "cni" / name, "true")
-    (folder / "cni/payload.json").write_text("{}")
-    for name in ("crictl", "images", "scripts", "overlays/00/etc/kubernetes/manifests"):
-        (folder / name).mkdir(parents=True)
-    write_program(folder / "crictl/crictl", "true")
-    (folder / "pause.tar").touch()
-    (folder / "images/00.tar").touch()
-    write_program(folder / "scripts/00-site.sh", 'test "$(pwd)" = / || exit 1\ntouch -d @1 /etc/site')
-    (folder / "overlays/00/etc/kubernetes/manifests/pod.yaml").write_text("kind: Pod\n")
-    (folder / "overlays/00/etc/kubernetes/manifests/pod.yaml").chmod(0o664)
+@pytest.fixture(scope="module")
+def keys() -> Iterator[tuple[Key, Key]]:
+    made = (Key("kubernetes"), Key("docker"))
+    yield made
+    for key in made:
+        key.close()
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> FakeRoot:
-    """A tree as the packages would have left it, with traces of a build in it."""
-    made = FakeRoot.make(tmp_path, PROVISION, ENV)
-    materials(made.path / "materials")
-    modules = tmp_path / "modules/6.1"
-    modules.mkdir()
-    for name in ("overlay", "br_netfilter"):
-        (modules / name).touch()
-    (made.path / "boot/vmlinuz-6.1").touch()
-    texts = {
-        "etc/fstab": "/dev/a / ext4 rw 0 1\n/dev/b none swap sw 0 0\n",
-        "etc/hostname": "builder\n",
-        "etc/machine-id": "0123456789abcdef0123456789abcdef\n",
-        "etc/ssh/ssh_host_ed25519_key": "secret\n",
-        "etc/apparmor.d/confines": "profile a /usr/bin/a {\n}\n",
-        "etc/apparmor.d/complains": "profile b /usr/bin/b flags=(attach_disconnected,complain) {\n}\n",
-        "var/log/syslog": "the build's own\n",
-        "var/log/old.gz": "older\n",
-        "root/.ssh/authorized_keys": "key\n",
-        "tmp-trace": "",
-        "swapfile": "",
-    }
-    for name, text in texts.items():
-        (made.path / name).parent.mkdir(parents=True, exist_ok=True)
-        (made.path / name).write_text(text)
-    for folder in ("etc/systemd/system", "etc/apt/apt.conf.d"):
-        (made.path / folder).mkdir(parents=True)
-    for unit in ("chrony.service", "docker.service", "ssh.service", "systemd-networkd.service"):
-        (made.path / "units" / unit).touch()
-    for unit in PROVISION.glob("services/*/systemd/enable"):
-        for name in unit.read_text().split():
-            (made.path / "units" / name).touch()
-    return made
+    """A tree as Debian's packages would have left it, with traces of a build in it."""
+    return make_root(tmp_path, DEBIAN)
 
 
 @root_only
-@pytest.mark.parametrize("step", STEPS)
-def test_a_step_that_runs_again_changes_nothing(root: FakeRoot, step: str) -> None:
+@pytest.mark.parametrize(
+    ("system", "step"),
+    [pytest.param(system, step, id=f"{name}-{step}") for name, system in SYSTEMS.items() for step in system.steps],
+)
+def test_a_step_that_runs_again_changes_nothing(
+    tmp_path: Path, system: System, step: str, keys: tuple[Key, Key]
+) -> None:
+    root = make_root(tmp_path, system)
+    give_repositories(root, *repositories(system, *keys))
     root.steps(step)
     before, first = root.snapshot(), root.calls()
     root.steps(step)
@@ -132,7 +86,7 @@ def test_a_step_that_runs_again_changes_nothing(root: FakeRoot, step: str) -> No
     changed = set(written(before, after))
     assert changed - REWRITTEN.get(step, set()) == set()
     assert [name for name in changed if before[name][-1] != after[name][-1]] == []
-    assert [call for call in root.calls() if call.startswith("apt-get install")] == []
+    assert [call for call in root.calls() if call.startswith(CHANGING)] == []
     assert not any(call.startswith("refuse") for call in first)
 
 
@@ -152,7 +106,7 @@ def test_what_the_steps_leave(root: FakeRoot) -> None:
     assert f'sandbox_image = "{PAUSE}"' in (tree / "etc/containerd/config.toml").read_text().replace("'", '"')
     manifest = tree / "etc/kubernetes/manifests/pod.yaml"
     assert (manifest.stat().st_uid, manifest.stat().st_mode & 0o777) == (0, 0o644)
-    assert (tree / "boot/initrd.img-6.1").exists()
+    assert (tree / f"boot/initrd.img-{KERNEL}").exists()
     assert not list(tree.rglob("*.imagebuilder-new"))
     calls = root.calls()
     assert "apt-get install docker.io containerd" in calls
@@ -262,11 +216,11 @@ def other_kubelet(root: FakeRoot) -> None:
 
 
 def forget_module(root: FakeRoot) -> None:
-    (root.path.parent / "modules/6.1/br_netfilter").unlink()
+    (root.path.parent / "modules" / KERNEL / "br_netfilter").unlink()
 
 
 def forget_kernel(root: FakeRoot) -> None:
-    (root.path / "boot/vmlinuz-6.1").unlink()
+    (root.path / "boot" / f"vmlinuz-{KERNEL}").unlink()
 
 
 def bad_script(root: FakeRoot) -> None:
@@ -285,8 +239,8 @@ def dead_containerd(root: FakeRoot) -> None:
         pytest.param(
             "kubernetes/10-kubernetes.sh", other_kubelet, 'says "Kubernetes v1.34.0", not v1.35.8', id="kubelet"
         ),
-        pytest.param("base/30-kernel-modules.sh", forget_module, "6.1 has no module br_netfilter", id="module"),
-        pytest.param("base/90-initramfs.sh", forget_kernel, "6.1 have no /boot/vmlinuz-6.1", id="kernel"),
+        pytest.param("base/30-kernel-modules.sh", forget_module, f"{KERNEL} has no module br_netfilter", id="module"),
+        pytest.param("base/90-initramfs.sh", forget_kernel, f"{KERNEL} have no /boot/vmlinuz-{KERNEL}", id="kernel"),
         pytest.param("site/50-scripts.sh", bad_script, "about to fail", id="script"),
         pytest.param("kubernetes/40-pause-image.sh", dead_containerd, "containerd ended while", id="containerd"),
     ],

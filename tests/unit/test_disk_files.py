@@ -15,9 +15,8 @@ from imagebuilder import bake
 from imagebuilder.bake import LOGS_KEPT, new_file, new_log, publish, stamp_of, unchanged
 from imagebuilder.content import sha256_bytes, sha256_file
 from imagebuilder.direct import gpt
-from imagebuilder.direct.disk import DiskSpec, find_kernel, fstab, grub_cfg, volume_mounts, write_boot_files
+from imagebuilder.direct.disk import DiskSpec, find_kernel, fstab, grub_cfg, volumes, write_boot_files
 from imagebuilder.direct.layers import Layer
-from imagebuilder.direct.sandbox import Bind
 from imagebuilder.errors import ArtifactError
 
 GIB = 1 << 30
@@ -70,6 +69,7 @@ def test_boot_files_can_be_read_whatever_the_umask(tmp_path: Path) -> None:
         write_boot_files(tmp_path / "upper", SPEC, LAYOUT, "6.1")
     finally:
         os.umask(before)
+    assert {path.stat().st_mtime for path in tmp_path.glob("upper/**/*")} == {SPEC.epoch}
     modes = {path.relative_to(tmp_path).as_posix(): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
     assert modes == {
         "upper": 0o755, "upper/etc": 0o755, "upper/etc/fstab": 0o644, "upper/boot": 0o755, "upper/boot/efi": 0o755,
@@ -111,14 +111,12 @@ def test_a_tree_without_exactly_one_bootable_kernel_is_refused(
     assert caught.value.hint
 
 
-def test_volumes_are_mounted_read_only_where_they_belong(tmp_path: Path) -> None:
+def test_volumes_are_put_where_they_belong(tmp_path: Path) -> None:
     (layer,) = make_layers(tmp_path, ())
-    assert volume_mounts(layer) == []
+    assert volumes(layer) == {}
     (layer.volumes / "containerd").mkdir()
     (layer.volumes / "unknown").mkdir()
-    assert volume_mounts(layer, "/image") == [
-        Bind(source=layer.volumes / "containerd", target="/image/var/lib/containerd")
-    ]
+    assert volumes(layer) == {"/var/lib/containerd": layer.volumes / "containerd"}
 
 
 def put(folder: Path, content: bytes = b"disk", artifact_id: str = "1") -> bake.BakeResult:

@@ -38,7 +38,6 @@ fingerprint = "0123456789ABCDEF0123456789ABCDEF01234567"
 [paths]
 kubelet_defaults = "/etc/default/kubelet"
 cni_bin = "/opt/cni/bin"
-[source_images]
 [[when]]
 release = "2"
 append.packages.base = ["family-when"]

@@ -1,17 +1,16 @@
-"""What copying of sparse files promises."""
+"""What reading of sparse files promises."""
 
 from __future__ import annotations
 
-import io
 import os
 import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagebuilder.direct.sparse import BLOCK, CHUNK, copy_sparse, data_extents
+from imagebuilder.direct.sparse import BLOCK, CHUNK, data_extents, nonzero_grains, nonzero_runs
 from imagebuilder.errors import ArtifactError
 
 pieces = st.lists(
@@ -34,34 +33,6 @@ def extents(path: Path, size: int) -> list[tuple[int, int]]:
         return list(data_extents(stream.fileno(), size))
 
 
-class CountingStream(io.BytesIO):
-    """Remembers which ranges were written."""
-
-    def __init__(self, initial: bytes) -> None:
-        super().__init__(initial)
-        self.ranges: list[tuple[int, int]] = []
-
-    def write(self, data: object, /) -> int:
-        start = self.tell()
-        count = super().write(data)  # type: ignore[arg-type]
-        self.ranges.append((start, start + count))
-        return count
-
-
-@given(writes=pieces, size=st.integers(0, 4 * CHUNK), offset=st.sampled_from([0, 512, CHUNK]))
-def test_copy_reads_like_the_source(writes: list[tuple[int, bytes]], size: int, offset: int) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder, "source"), Path(folder, "target")
-        expected = disk(source, size, writes)
-        target.touch()
-        with target.open("r+b") as stream:
-            stream.truncate(offset + size)
-            copy_sparse(source, stream, offset)
-        copied = target.read_bytes()
-        assert copied[offset:] == expected
-        assert not any(copied[:offset])
-
-
 @given(writes=pieces, size=st.integers(0, 4 * CHUNK))
 def test_extents_are_ascending_disjoint_and_hold_all_data(writes: list[tuple[int, bytes]], size: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -75,24 +46,40 @@ def test_extents_are_ascending_disjoint_and_hold_all_data(writes: list[tuple[int
         assert not any(content), "there is data outside of the extents"
 
 
-def test_only_blocks_with_data_are_written(tmp_path: Path) -> None:
-    source = tmp_path / "disk"
-    size = 2 * CHUNK + 100
-    zeros_on_disk = (0, bytes(size))
-    disk(source, size, [zeros_on_disk, (BLOCK, b"a"), (3 * BLOCK, b"b" * BLOCK), (size - 1, b"c")])
-    target = CountingStream(bytes(size))
-    written = copy_sparse(source, target, 0)
-    expected = [(BLOCK, 2 * BLOCK), (3 * BLOCK, 4 * BLOCK), (2 * CHUNK, size)]
-    assert target.ranges == expected
-    assert written == sum(end - start for start, end in expected)
+@pytest.mark.parametrize(
+    ("content", "runs"),
+    [
+        pytest.param(b"", [], id="nothing"),
+        pytest.param(bytes(3 * BLOCK + 5), [], id="zeros"),
+        pytest.param(bytes(BLOCK) + b"a" + bytes(BLOCK), [(BLOCK, 2 * BLOCK)], id="a byte"),
+        pytest.param(bytes(BLOCK) + b"b" * (2 * BLOCK + 7), [(BLOCK, 3 * BLOCK + 7)], id="neighbours are one run"),
+        pytest.param(b"c" + bytes(2 * BLOCK - 1) + b"d", [(0, BLOCK), (2 * BLOCK, 2 * BLOCK + 1)], id="two"),
+    ],
+)
+def test_runs_are_blocks_with_data(content: bytes, runs: list[tuple[int, int]]) -> None:
+    assert list(nonzero_runs(content, len(content))) == runs
+    assert list(nonzero_runs(bytearray(content + b"more"), len(content))) == runs
 
 
-def test_neighbouring_blocks_are_one_write(tmp_path: Path) -> None:
-    source = tmp_path / "disk"
-    disk(source, 8 * BLOCK, [(BLOCK, b"x" * 5 * BLOCK)])
-    target = CountingStream(bytes(8 * BLOCK))
-    copy_sparse(source, target, 0)
-    assert target.ranges == [(BLOCK, 6 * BLOCK)]
+@settings(deadline=None)
+@given(writes=pieces, size=st.integers(0, 4 * CHUNK))
+def test_grains_depend_on_content_alone(writes: list[tuple[int, bytes]], size: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        sparse, full = Path(folder, "sparse"), Path(folder, "full")
+        content = disk(sparse, size, writes)
+        full.write_bytes(content)
+        grains = nonzero_grains(os.fsencode(sparse), size)
+        assert grains == nonzero_grains(os.fsencode(full), size)
+        for start, end in grains:
+            assert start % CHUNK == 0 and (end % CHUNK == 0 or end == size)
+        wanted = {at for at in range(0, size, CHUNK) if any(content[at : at + CHUNK])}
+        assert {at for start, end in grains for at in range(start, end, CHUNK)} == wanted
+
+
+def test_grains_of_a_file_that_is_shorter_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x" * BLOCK)
+    with pytest.raises(ArtifactError, match="cut short"):
+        nonzero_grains(os.fsencode(tmp_path / "file"), 2 * BLOCK)
 
 
 def test_holes_are_not_data(tmp_path: Path) -> None:
@@ -114,18 +101,3 @@ def test_data_behind_the_size_asked_for_is_no_extent(tmp_path: Path) -> None:
     path = tmp_path / "disk"
     disk(path, 32 * BLOCK, [(16 * BLOCK, b"x" * BLOCK)])
     assert extents(path, 8 * BLOCK) == []
-
-
-def test_progress_ends_at_the_total(tmp_path: Path) -> None:
-    source = tmp_path / "disk"
-    disk(source, 8 * CHUNK, [(0, b"x" * 2 * CHUNK)])
-    calls: list[tuple[int, int]] = []
-    copy_sparse(source, io.BytesIO(), 0, on_progress=lambda done, total: calls.append((done, total)))
-    assert calls == [(CHUNK, 2 * CHUNK), (2 * CHUNK, 2 * CHUNK)]
-
-
-def test_source_cut_short_meanwhile_is_an_error(tmp_path: Path) -> None:
-    source = tmp_path / "disk"
-    disk(source, 2 * CHUNK, [(0, b"x" * 2 * CHUNK)])
-    with pytest.raises(ArtifactError, match="cut short"):
-        copy_sparse(source, io.BytesIO(), 0, on_progress=lambda *_: os.truncate(source, 0))
