@@ -10,7 +10,7 @@ import pytest
 from imagebuilder import process
 from imagebuilder.bake import BakeOptions, bake
 from imagebuilder.cells import plan_request
-from imagebuilder.errors import CacheError, PrivilegeError, ToolMissingError, UsageError
+from imagebuilder.errors import CacheError, PrivilegeError, ToolMissingError
 from imagebuilder.events import Progress
 from imagebuilder.model import BuildRequest
 from imagebuilder.process import RealRunner
@@ -21,14 +21,6 @@ PLAN = plan_request(BuildRequest(os="debian", target="qemu"))
 def attempt(folder: Path, cache: Path | None = None) -> None:
     options = BakeOptions(output=folder / "out", cache=cache or folder / "cache")
     bake(PLAN, options=options, runner=RealRunner(), progress=Progress())
-
-
-def test_another_engines_plan_is_refused(tmp_path: Path) -> None:
-    plan = plan_request(BuildRequest(os="centos", target="gce"))
-    options = BakeOptions(output=tmp_path / "out", cache=tmp_path / "cache")
-    with pytest.raises(UsageError, match="cannot run the packer engine yet"):
-        bake(plan, options=options, runner=RealRunner(), progress=Progress())
-    assert list(tmp_path.iterdir()) == [], "nothing was written"
 
 
 def test_another_user_than_root_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
