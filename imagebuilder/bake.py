@@ -73,9 +73,17 @@ def bake(plan: BuildPlan, *, options: BakeOptions, runner: Runner, progress: Pro
         raise PrivilegeError("the direct engine must run as root", hint="sudo imagebuilder bake ...")
     require_tools()
     cache, folder = options.cache.absolute(), options.output.absolute() / plan.id
-    store, log = LayerStore(cache, runner), new_log(cache / "logs", plan.id)
-    store.sweep()
+    with LayerStore(cache) as store:
+        store.sweep()
+        return _bake(plan, options, store, folder, runner, progress, new_log(cache / "logs", plan.id))
+
+
+def _bake(
+    plan: BuildPlan, options: BakeOptions, store: LayerStore, folder: Path, runner: Runner, progress: Progress,
+    log: Path,
+) -> BakeResult:  # fmt: skip
     # 1. what exactly
+    cache = options.cache.absolute()
     resolver = Resolver(
         cache=cache, runner=runner, progress=progress, log=log, refresh=options.refresh, offline=options.offline
     )
@@ -107,6 +115,7 @@ def bake(plan: BuildPlan, *, options: BakeOptions, runner: Runner, progress: Pro
         with progress.stage("pack", f"Artifact: {plan.disk.format}") as stage:
             FORMATS[plan.disk.format].writer(disk, new, lambda done, all_: stage.update(done, all_, "B"))
         with progress.stage("manifest", "Manifest and checksums"):
+            store.settle()
             return publish(folder, artifact, artifact_id, manifest_data(plan, lock, layers, progress))
 
 

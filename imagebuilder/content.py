@@ -8,10 +8,12 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # proc_sys_kernel(5)
 CHUNK = 1 << 20  # bytes per read: large enough that hashing, not system calls, is the cost
 
 
@@ -37,6 +39,17 @@ def sha256_file(path: Path) -> str:
         while chunk := stream.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def sha256_files(paths: Sequence[Path]) -> list[str]:
+    """Return the sha256 of each file, on all cores."""
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        return list(pool.map(sha256_file, paths))
+
+
+def boot_id() -> str:
+    """Return what names this boot of the machine: what was written, but not synced, lives as long as it."""
+    return BOOT_ID.read_text("ascii").strip()
 
 
 def fsync_directory(path: Path) -> None:

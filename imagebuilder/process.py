@@ -30,8 +30,10 @@ ENVIRONMENT = (
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 TAIL_LINES = 20  # lines of output shown when a command fails
 CAPTURE_LIMIT = 64 << 20  # bytes of standard output kept: an apt index listing is about 1 MiB
+STILL_OURS = '[ "$PPID" = "$0" ] || exit 125; exec "$@"'
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
 
+NOWHERE = subprocess.DEVNULL  # for spawn(): output that nobody wants
 Child: TypeAlias = "subprocess.Popen[bytes]"  # what spawn() returns, for annotations elsewhere
 
 
@@ -96,9 +98,24 @@ def require(program: str, *, package: str) -> Path:
 
 
 def dying_with_us(argv: Sequence[str | Path]) -> list[str]:
-    """Prefix a command so that the kernel kills it when this process dies, however it dies."""
+    """Prefix a command so that the kernel kills it when this process dies, however it dies.
+
+    The shell looks whether we died before the kernel knew: it then has another parent, and starts nothing.
+    """
     command = [os.fspath(word) for word in argv]
-    return ["setpriv", "--pdeathsig", "KILL", "--", *command] if find("setpriv") else command
+    if not find("setpriv"):
+        return command
+    return ["setpriv", "--pdeathsig", "KILL", "--", "/bin/sh", "-c", STILL_OURS, str(os.getpid()), *command]
+
+
+def namespaces(*, network: bool = False) -> list[str]:
+    """Return the prefix that puts a command into namespaces: with it end all that it started. Needs root.
+
+    Args:
+        network: keep the host's network; otherwise there is none.
+    """
+    flags = ["--mount", "--pid", "--fork", "--kill-child=KILL", "--uts", "--ipc", "--propagation", "private"]
+    return ["unshare", *flags, *([] if network else ["--net"]), "--"]
 
 
 def spawn(

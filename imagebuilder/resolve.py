@@ -220,7 +220,7 @@ class _Asking:
 
     def lock(self, images: Sequence[ImageRequest]) -> Lock:
         if self._with.refresh or self._folder.age() > MAX_AGE:
-            self._folder.update(self._with.log)
+            self._folder.update(self._with.log, self._with.downloader)
         epoch = self._folder.epoch()
         taken = {name: self._take(name) for name in self._plan.sources}
         pause_file = resources.folder("components") / "images/pause.toml"
@@ -273,6 +273,10 @@ class _Asking:
             build = _module(module)
             if name == "kubernetes":
                 self._wanted(build.version, "the wrapper module builds")
+            gomodules.check_reachable(
+                build, components_dir=resources.folder("components"), cache_dir=self._with.cache,
+                runner=self._with.runner, arch=self._plan.cell.arch, downloader=self._with.downloader,
+            )  # fmt: skip
             return Taken(kind=kind, version=build.version, module=module)
         if kind == "binaries":
             return self._ask_binaries(component.programs)

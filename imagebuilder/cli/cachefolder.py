@@ -66,7 +66,7 @@ class CacheFolder:
     def __init__(self, path: Path, runner: Runner) -> None:
         self.path = path
         check_ours(path)
-        self._store = LayerStore(path, runner)
+        self._store = LayerStore(path)
 
     def contents(self) -> Contents:
         """Return what is in it."""
@@ -92,9 +92,11 @@ class CacheFolder:
         kept = [layer.id for layer in layers if layer.id in locked]
         for layer in layers:
             if layer.id not in locked:
-                gone.append(use_of(layer))
-                if not dry_run:
-                    self._store.remove(layer)
+                use = use_of(layer)
+                if dry_run or self._store.remove(layer):
+                    gone.append(use)
+                else:
+                    kept.append(layer.id)
         emptied: list[tuple[str, int]] = []
         for name in areas:
             if _lock_in(self.path / name):

@@ -188,3 +188,5 @@ def _bad_paths(request: BuildRequest) -> Iterator[str]:
             yield f"{option} {path}: is {'not a' if folder else 'a'} folder"
         elif not os.access(path, os.R_OK | (os.X_OK if folder else 0)):
             yield f"{option} {path}: cannot be read"
+        elif option == "--script" and not os.access(path, os.X_OK):
+            yield f"{option} {path}: is not executable (chmod +x {path})"

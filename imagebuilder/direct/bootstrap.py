@@ -8,10 +8,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from imagebuilder import process
-from imagebuilder.direct.sandbox import namespaces
 from imagebuilder.events import Stage
 from imagebuilder.model import LockedPackage
-from imagebuilder.process import Runner, pasteable
+from imagebuilder.process import Runner, namespaces, pasteable
 
 # Manuals, translations and documents are of no use on a node; licences stay. The step base/25-no-documents removes
 # what the first packages bring: mmdebstrap would filter those with a Python program, which costs ten seconds.

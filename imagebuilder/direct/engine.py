@@ -11,12 +11,13 @@ from imagebuilder.direct.bootstrap import DPKG_OPTIONS, bootstrap
 from imagebuilder.direct.disk import VOLUMES
 from imagebuilder.direct.layers import Layer, LayerStore, full_disk_named
 from imagebuilder.direct.sandbox import Bind, Mount, Overlay, Tmpfs, command
-from imagebuilder.errors import CacheError, CommandError, StepError
+from imagebuilder.errors import CacheError, CommandError, DeadlineError, StepError
 from imagebuilder.events import Progress, Stage
 from imagebuilder.model import FORMAT_VERSION, LockedPackage, plain
 from imagebuilder.process import Runner
 
 INSIDE = "/run/imagebuilder"  # where a sandbox sees what it is given; a tmpfs, so nothing of it stays in the layer
+LAYER_SECONDS = 1800  # for all steps of a layer; a cold base takes 35 s on two cores
 APT_CONF = f"""\
 Dir::Etc::sourcelist "{INSIDE}/sources.list";
 Dir::Etc::sourceparts "-";
@@ -88,10 +89,10 @@ class DirectEngine:
         layers: list[Layer] = []
         for job in jobs:
             with self.progress.stage(f"layer:{job.name}", f"Layer {job.name}") as stage:
-                found = self.store.get(job.id)
+                found = self.store.use(job.id)
                 stage.cached = found is not None
                 with full_disk_named(self.store.staging):
-                    layers.append(found or self._build(job, layers, stage))
+                    layers.append(found or self._used(self._build(job, layers, stage)))
         return layers
 
     def tools(self, base: Layer, packages: Sequence[LockedPackage]) -> list[Layer]:
@@ -100,11 +101,11 @@ class DirectEngine:
             {"format": FORMAT_VERSION, "name": "tools", "parent": base.id, "packages": plain(packages)}
         )
         with self.progress.stage("layer:tools", "Programs that write the disk") as stage:
-            found = self.store.get(tools_id)
+            found = self.store.use(tools_id)
             stage.cached = found is not None
             if found is None:
                 with full_disk_named(self.store.staging):
-                    found = self._unpack_tools(tools_id, base, packages, stage)
+                    found = self._used(self._unpack_tools(tools_id, base, packages, stage))
         return [base, found]
 
     def _build(self, job: LayerJob, below: Sequence[Layer], stage: Stage) -> Layer:
@@ -140,9 +141,12 @@ class DirectEngine:
         argv = ["/bin/sh", f"{INSIDE}/provision/run-steps.sh", *job.steps]
         root = folder / ("mnt" if below else "root")
         try:
-            self.runner.run(command(root, mounts, argv, env), log=self.log, on_line=follow, timeout=1800)
+            self.runner.run(command(root, mounts, argv, env), log=self.log, on_line=follow, timeout=LAYER_SECONDS)
         except CommandError as error:
             raise step_error(current, error, self.log) from error
+        except DeadlineError as error:
+            message = f"the step {current} was still running after {LAYER_SECONDS} s and was ended"
+            raise DeadlineError(message, context=error.context, hint=error.hint) from error
 
     def _tree(self, folder: Path, below: Sequence[Layer]) -> list[Mount]:
         mounts: list[Mount] = []
@@ -220,6 +224,10 @@ class DirectEngine:
         if layer is None:
             raise CacheError(f"layer {layer_id} vanished from the cache", hint="run the command again")
         return layer
+
+    def _used(self, layer: Layer) -> Layer:
+        """Keep others from removing a layer that was just made."""
+        return self.store.use(layer.id) or self._finished(layer.id)
 
 
 def installed_versions(status: str) -> dict[str, str]:

@@ -3,6 +3,9 @@
 ``layers/<id>/`` holds ``root/`` (what the layer adds, in overlayfs's own form), ``volumes/<name>/`` (folders that
 cannot live in an overlay, whole) and ``layer.json``, written last. A layer enters the store by one rename, so
 whatever is there is whole. Half-built ones are in ``tmp/`` and belong to whoever holds the lock of that id.
+
+A layer is used while it is still on its way to the disk. Until it has arrived, a file in it names the boot of this
+machine in which it was made: after a power cut it counts as not there.
 """
 
 from __future__ import annotations
@@ -14,16 +17,19 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
-from imagebuilder.content import canonical_json, fsync_directory, write_atomic
+from imagebuilder import process
+from imagebuilder.content import boot_id, canonical_json, fsync_directory, write_atomic
 from imagebuilder.errors import CacheError, CommandError, HostError, StepError
-from imagebuilder.process import Runner
 
 INFO = "layer.json"
+UNSYNCED = "unsynced"  # beside it, while the layer is on its way to the disk
 NO_SPACE = (os.strerror(errno.ENOSPC), "You don't have enough free space")  # how programs say it, and how apt does
 
 
@@ -47,10 +53,20 @@ class Layer:
 
 
 class LayerStore:
-    """Layers in a cache folder. All methods are safe against other processes that use the same folder."""
+    """Layers in a cache folder. All methods are safe against other processes that use the same folder.
 
-    def __init__(self, cache: Path, runner: Runner) -> None:
-        self._runner = runner
+    Used in a ``with`` block: at its end all layers are on the disk, and others may remove them again.
+
+    Args:
+        cache: the cache folder; made when it is not there.
+        start: starts a program in the background, as :func:`process.spawn` does.
+    """
+
+    def __init__(self, cache: Path, start: Callable[..., process.Child] = process.spawn) -> None:
+        self._start = start
+        self._syncing: dict[str, process.Child] = {}
+        self._used: list[int] = []  # open lock files
+        weakref.finalize(self, _close, self._used)
         self.layers, self.staging, self.locks = (cache / name for name in ("layers", "tmp", "locks"))
         try:
             for folder in (self.layers, self.staging, self.locks):
@@ -59,6 +75,55 @@ class LayerStore:
             message = f"the cache folder {cache} cannot be used: {error.strerror}"
             raise CacheError(message, hint="choose another one with --cache-dir") from error
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.settle()
+        finally:
+            for child in self._syncing.values():
+                process.stop(child)
+            _close(self._used)
+
+    def settle(self) -> None:
+        """Wait until every layer that was made is on the disk.
+
+        Raises:
+            HostError: one did not get there; it is no layer any more.
+        """
+        for layer_id, child in list(self._syncing.items()):
+            path = self.layers / layer_id
+            if child.wait() != 0:
+                (path / INFO).unlink(missing_ok=True)
+                raise HostError(f"layer {layer_id} cannot be written to the disk", hint="dmesg | tail")
+            del self._syncing[layer_id]
+            (path / UNSYNCED).unlink(missing_ok=True)
+            fsync_directory(path)
+            fsync_directory(self.layers)
+
+    def _sync(self, layer_id: str) -> None:
+        """Begin to bring a layer to the disk."""
+        if layer_id not in self._syncing:
+            command = ["sync", "-f", str(self.layers / layer_id)]
+            self._syncing[layer_id] = self._start(command, stdout=process.NOWHERE, stderr=process.NOWHERE)
+
+    def use(self, layer_id: str) -> Layer | None:
+        """Return a finished layer, or None. Until the store's block ends, no other process removes it."""
+        lock = os.open(self.locks / layer_id, os.O_RDWR | os.O_CREAT, 0o644)
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        layer = self.get(layer_id)
+        if layer is None:
+            os.close(lock)
+        else:
+            self._used.append(lock)
+            if (layer.path / UNSYNCED).exists():  # its maker was stopped, or is still at it
+                self._sync(layer_id)
+        return layer
+
     def get(self, layer_id: str) -> Layer | None:
         """Return a finished layer, marked as used now, or None."""
         path = self.layers / layer_id
@@ -66,6 +131,8 @@ class LayerStore:
             info = json.loads((path / INFO).read_bytes())
             if not isinstance(info, dict):
                 raise ValueError("not an object")
+            if _lost(path):
+                return None
         except FileNotFoundError:
             return None
         except ValueError as error:
@@ -95,19 +162,17 @@ class LayerStore:
                 remove_tree(folder)
 
     def commit(self, folder: Path, info: Mapping[str, Any]) -> Layer:
-        """Turn a filled folder into the layer that it is named after: all else out, info last, sync, rename."""
+        """Turn a filled folder into the layer that it is named after: all else out, info last, rename, sync."""
         for path in folder.iterdir():
             if path.name not in ("root", "volumes"):
                 remove_tree(path) if path.is_dir() else path.unlink()
         write_atomic(folder / INFO, canonical_json(info))
-        self._runner.run(["sync", "-f", str(folder)])
+        (folder / UNSYNCED).write_text(boot_id())
         target = self.layers / folder.name
-        remove_tree(target)  # one without an info file: never finished, or broken by hand
+        remove_tree(target)  # one without an info file, or lost in a power cut, or broken by hand
         folder.rename(target)
-        fsync_directory(self.layers)
-        layer = self.get(folder.name)
-        assert layer is not None
-        return layer
+        self._sync(folder.name)
+        return Layer(id=folder.name, path=target, info=info)
 
     @contextlib.contextmanager
     def lock(self, name: str, *, wait: bool = True) -> Iterator[bool]:
@@ -152,21 +217,37 @@ class LayerStore:
             info = json.loads((path / INFO).read_bytes())
         except (OSError, ValueError):
             return None
-        return Layer(id=layer_id, path=path, info=info) if isinstance(info, dict) else None
+        return Layer(id=layer_id, path=path, info=info) if isinstance(info, dict) and not _lost(path) else None
 
-    def remove(self, layer: Layer) -> None:
-        """Remove a layer; it disappears from the store before its files do."""
-        with self.lock(layer.id):
+    def remove(self, layer: Layer) -> bool:
+        """Remove a layer, unless a bake uses it; it disappears from the store before its files do."""
+        with self.lock(layer.id, wait=False) as held:
+            if not held:
+                return False
             aside = self.staging / layer.id
             remove_tree(aside)
             with contextlib.suppress(FileNotFoundError):
                 layer.path.rename(aside)
             remove_tree(aside)
+            return True
 
     def unused_since(self, seconds: float) -> list[Layer]:
         """Return the layers that no bake has used for ``seconds``."""
         limit = time.time() - seconds
         return [layer for layer in self if _last_use(layer.path / INFO) < limit]
+
+
+def _close(descriptors: list[int]) -> None:
+    while descriptors:
+        os.close(descriptors.pop())
+
+
+def _lost(layer: Path) -> bool:
+    """Tell whether this machine was started anew before a layer was on the disk."""
+    try:
+        return (layer / UNSYNCED).read_text("ascii") != boot_id()
+    except FileNotFoundError:
+        return False
 
 
 def _last_use(info: Path) -> float:

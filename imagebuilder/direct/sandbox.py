@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imagebuilder import process
+from imagebuilder.process import namespaces
 
 SCRIPT = Path(__file__).with_name("sandbox.sh")
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"  # of every distribution's own packages; nothing of the host's
@@ -62,16 +63,6 @@ Mount = Overlay | Bind | Tmpfs
 def _escaped(path: Path) -> str:
     """Escape what separates folders and options in overlayfs's mount options."""
     return str(path).replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
-
-
-def namespaces(*, network: bool = False) -> list[str]:
-    """Return the prefix that puts a command into namespaces which end with it.
-
-    Args:
-        network: keep the host's network; otherwise there is none.
-    """
-    flags = ["--mount", "--pid", "--fork", "--kill-child=KILL", "--uts", "--ipc", "--propagation", "private"]
-    return ["unshare", *flags, *([] if network else ["--net"]), "--"]
 
 
 def command(

@@ -8,6 +8,7 @@ settings is left out. Signatures and hashes are checked by apt itself; every fil
 from __future__ import annotations
 
 import math
+import os
 import re
 import shutil
 import time
@@ -18,11 +19,11 @@ from pathlib import Path
 
 from imagebuilder import process
 from imagebuilder.content import content_id, fsync_directory, write_atomic
-from imagebuilder.errors import ToolMissingError, UnresolvableError, UntrustedError
+from imagebuilder.errors import ToolMissingError, UnreachableError, UnresolvableError, UntrustedError
 from imagebuilder.events import Stage
 from imagebuilder.model import LockedPackage
-from imagebuilder.process import Runner
-from imagebuilder.sources.aptmessages import OTHER_MIRROR, explained
+from imagebuilder.process import Runner, namespaces
+from imagebuilder.sources.aptmessages import OTHER_MIRROR, OUT_OF_REACH, explained
 from imagebuilder.sources.debs import check_package, present
 from imagebuilder.sources.download import Downloader
 
@@ -32,6 +33,7 @@ KEY_LIMIT = 1 << 20  # bytes of a signing key file; real ones have a few KiB
 PACKAGE_LIMIT = 1 << 30  # bytes of one package; the largest that we meet (a kernel) has 110 MiB
 ASK_AGAIN = "run the command again with --refresh: it asks for versions anew"
 
+PROXY_LINE = re.compile(r'Acquire::https?::(Proxy|ProxyAutoDetect|Proxy-Auto-Detect)\b.*".+"', re.IGNORECASE)
 URI_LINE = re.compile(  # name, version and architecture as Debian's policy, section 5.6, allows them, quoted by apt
     r"'([^']+)' (([a-z0-9][a-z0-9+.-]*)_([A-Za-z0-9.+~%-]+)_([a-z0-9-]+)\.deb) ([0-9]{1,15}) SHA256:([0-9a-f]{64})"
 )
@@ -79,8 +81,12 @@ class AptFolder:
         except OSError:
             return math.inf
 
-    def update(self, log: Path) -> None:
+    def update(self, log: Path, downloader: Downloader | None = None) -> None:
         """Make the folder anew with fresh, verified indexes.
+
+        Args:
+            log: file for the output of programs.
+            downloader: asks whether a mirror that was named answers, before apt waits for it twice.
 
         Raises:
             UnreachableError: the mirror does not answer.
@@ -94,8 +100,9 @@ class AptFolder:
             raise ToolMissingError(f"the keyring {archive.keyring} is not on this host", hint="imagebuilder doctor")
         aside = self.path.with_name(f"{self.path.name}.new")
         shutil.rmtree(aside, ignore_errors=True)
+        self._probe(downloader or Downloader())
         argv = [
-            "mmdebstrap", "--variant=custom", "--mode=root", "--format=directory",
+            *_contained(), "mmdebstrap", "--variant=custom", "--mode=root", "--format=directory",
             "--skip=cleanup/apt,check/empty", f"--architectures={archive.arch}",
             f"--components={','.join(archive.components)}", f"--keyring={archive.keyring}",
             *(f"--aptopt={line}" for line in self._network_settings()),
@@ -110,6 +117,16 @@ class AptFolder:
             aside.rename(self.path)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+
+    def _probe(self, downloader: Downloader) -> None:
+        """Give up within seconds when a mirror is silent; a proxy of apt's own may reach what we cannot."""
+        mirror = self._archive.mirror
+        if mirror.startswith(("http://", "https://")) and not self._proxies():
+            try:
+                downloader.probe(mirror)
+            except UnreachableError as error:
+                where = explained(mirror).who
+                raise UnreachableError(f"{where} is out of reach", context=error.message, hint=OUT_OF_REACH) from error
 
     def adding(self, repository: ExtraRepository, downloader: Downloader, log: Path) -> AptFolder:
         """Return a copy of the folder that has one more repository, after its key proved to be the expected one.
@@ -143,7 +160,7 @@ class AptFolder:
             "-o", "APT::Get::List-Cleanup=0", "-o", "APT::Update::Error-Mode=any",
         ]  # fmt: skip
         with explained(repository.uri):
-            self._apt(["apt-get", *only, "update"], log=log)
+            self._apt([*_contained(), "apt-get", *only, "update"], log=log)
 
     def solve(self, names: Sequence[str]) -> tuple[LockedPackage, ...]:
         """Return the exact packages that installing ``names`` into an empty root would bring, sorted by name.
@@ -196,7 +213,7 @@ class AptFolder:
         wanted = [name.replace(":all=", "=") for name in wanted]
         try:
             with explained(f"the archive of {self._archive.suite}"):
-                self._apt(["apt-get", "-q", "download", *wanted], cwd=aside, log=log, on_line=count)
+                self._apt([*_contained(), "apt-get", "-q", "download", *wanted], cwd=aside, log=log, on_line=count)
             for package in missing:
                 check_package(aside / package.filename, package)
                 (aside / package.filename).rename(store / package.filename)
@@ -231,14 +248,14 @@ class AptFolder:
         """Return apt's settings: give up soon, and what this host's apt says about proxies."""
         lines = [f'Acquire::{scheme}::Timeout "{CONNECT_SECONDS}"' for scheme in ("http", "https")]
         lines += ['Acquire::Retries "0"', 'Acquire::Languages "none"', 'APT::Update::Error-Mode "any"']
-        if process.find("apt-config"):
-            dump = self._runner.run(["apt-config", "dump", "Acquire"], capture=True, check=False).stdout
-            lines += [
-                line.rstrip(";")
-                for line in dump.splitlines()
-                if re.match(r'Acquire::https?::(Proxy|ProxyAutoDetect|Proxy-Auto-Detect)\b.*".+"', line, re.I)
-            ]
-        return lines
+        return lines + self._proxies()
+
+    def _proxies(self) -> list[str]:
+        """Return what this host's apt says about proxies."""
+        if not process.find("apt-config"):
+            return []
+        dump = self._runner.run(["apt-config", "dump", "Acquire"], capture=True, check=False).stdout
+        return [line.rstrip(";") for line in dump.splitlines() if PROXY_LINE.match(line)]
 
     def _print_uris(self, words: Sequence[str]) -> str:
         """Ask apt in the folder, where no packages are: it names no file that its working directory already has."""
@@ -284,6 +301,11 @@ class AptFolder:
                 context=f"expected {repository.fingerprint}\nfound    {', '.join(fingerprints) or 'no key'}",
                 hint=f"name a mirror with its own key: [mirror.{repository.name}] in imagebuilder.toml",
             )
+
+
+def _contained() -> list[str]:
+    """Return what ends apt's own children with it, also when we are killed; an ordinary user has no such thing."""
+    return namespaces(network=True) if os.geteuid() == 0 else []
 
 
 def folder_key(archive: Archive) -> str:

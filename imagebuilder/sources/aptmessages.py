@@ -7,6 +7,7 @@ import re
 from imagebuilder.errors import CommandError, ImagebuilderError, UnreachableError, UnresolvableError, UntrustedError
 
 OTHER_MIRROR = "name another mirror with --mirror"
+OUT_OF_REACH = f"check the network, or {OTHER_MIRROR}"
 CONTEXT_LINES = 10  # a wrong hash takes nine: the address, what was expected and what came
 SPOKEN = re.compile(r"(E|W|N|Error|Warning|Notice): |Err:|  | \S+ : ")
 NOISE = re.compile(
@@ -42,7 +43,7 @@ MEANINGS: tuple[tuple[type[ImagebuilderError], str, str, str], ...] = (
         r"Could not (resolve|connect)|Unable to connect|Connection (failed|timed out|refused|reset)"
         r"|Temporary failure|unreachable",
         "is out of reach",
-        f"check the network, or {OTHER_MIRROR}",
+        OUT_OF_REACH,
     ),
     (
         UnresolvableError,

@@ -35,6 +35,7 @@ from imagebuilder.sources.gotoolchain import REQUIREMENTS, Toolchain, toolchain
 __all__ = ["Toolchain", "build", "load_module", "toolchain"]
 
 BUILD_SECONDS = 7200.0  # a cold kubelet took 318 s on two busy cores
+LIST_SECONDS = 120.0  # 3 s for kubernetes on two busy cores
 FLAGS = ("-trimpath", "-buildvcs=false")
 LINK_FLAGS = "-s -w -buildid="
 ENVIRONMENT = {  # all of Go's own variables that decide a build's bytes, so that the host's do not
@@ -92,6 +93,36 @@ def build(
             return found
         _fill(module, go, components_dir, cache_dir, arch, _Build(runner, stage, module), downloader or Downloader())
         return cache_dir / "payloads" / wanted
+
+
+def check_reachable(
+    module: ModuleBuild,
+    *,
+    components_dir: Path,
+    cache_dir: Path,
+    runner: Runner,
+    arch: str,
+    downloader: Downloader,
+) -> None:
+    """Return when a build has what it needs: it is done already, or the modules are cached, or the proxy answers.
+
+    Raises:
+        UnreachableError: it has not, and the proxy, or the place that has the toolchain, does not answer.
+    """
+    go = toolchain(runner, cache_dir, go_line(components_dir, module.name), requirements=components_dir / REQUIREMENTS)
+    if payload.find(cache_dir, _id(module, go, arch)):
+        return
+    env = _environment(runner, go, cache_dir, arch)
+    argv = [str(go.path), "list", "-deps", *module.programs]
+    cached = runner.run(
+        argv, env={**env, "GOPROXY": "off"}, cwd=components_dir / module.name, check=False, timeout=LIST_SECONDS
+    )
+    if cached.returncode == 0:
+        return
+    proxy = env.get("GOPROXY", "")
+    if proxy == "off":
+        raise UnreachableError(f"{module.name}: modules are missing in the cache, and the network is off (GOPROXY=off)")
+    _probe(proxy, downloader)
 
 
 def _fill(

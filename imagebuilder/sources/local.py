@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from imagebuilder.content import sha256_file
+from imagebuilder.content import boot_id, sha256_files
 from imagebuilder.errors import DataError
 from imagebuilder.sources import payload
 from imagebuilder.sources.addresses import local_path
@@ -35,15 +35,18 @@ def load(source: str, programs: Sequence[str], *, arch: str, cache_dir: Path) ->
         raise DataError(f"{source} is no folder on this host", hint="--source COMPONENT=file:/path/of/folder")
     if problems := [text for name in programs for text in _problems(folder / name, arch)]:
         raise DataError(f"{folder} cannot be used: {len(problems)} problems", context="\n".join(problems))
-    hashes = {name: sha256_file(folder / name) for name in programs}
+    hashes = dict(zip(programs, sha256_files([folder / name for name in programs]), strict=True))
     wanted = payload.payload_id({"kind": "file", "arch": arch, "programs": hashes})
     if found := payload.find(cache_dir, wanted):
         return found
-    with payload.filling(cache_dir, wanted, {"kind": "file", "arch": arch}) as work:
+    with payload.filling(cache_dir, wanted, {"kind": "file", "arch": arch, "boot": boot_id()}) as work:
         for name in programs:
             shutil.copyfile(folder / name, work.folder / name)
-            if sha256_file(work.folder / name) != hashes[name]:
+        copied = sha256_files([work.folder / name for name in programs])
+        for name, digest in zip(programs, copied, strict=True):
+            if digest != hashes[name]:
                 raise DataError(f"{folder / name} changed while it was copied")
+        work.hashes.update(hashes)
     return cache_dir / "payloads" / wanted
 
 

@@ -16,10 +16,10 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from imagebuilder.content import content_id, fsync_directory, sha256_file, write_atomic
+from imagebuilder.content import boot_id, content_id, fsync_directory, sha256_file, write_atomic
 from imagebuilder.errors import CacheError, HostError
 from imagebuilder.model import LockedFile, plain
 
@@ -35,7 +35,7 @@ class Payload:
 
     Attributes:
         id: content id of what it was made from.
-        origin: plain facts for the manifest: source kind, version, toolchain.
+        origin: plain facts for the manifest: source kind, version, toolchain; ``boot`` where it was not synced.
         programs: name, hash and size of each program; ``path`` is its name in the folder.
     """
 
@@ -46,10 +46,15 @@ class Payload:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Filling:
-    """A payload in the making: programs go to ``folder``, anything else to ``scratch``."""
+    """A payload in the making: programs go to ``folder``, anything else to ``scratch``.
+
+    Attributes:
+        hashes: sha256 of programs that were hashed already, by name.
+    """
 
     folder: Path
     scratch: Path
+    hashes: dict[str, str] = field(default_factory=dict)
 
 
 def payload_id(inputs: Mapping[str, object]) -> str:
@@ -88,6 +93,8 @@ def read(folder: Path) -> Payload:
         names = {INFO, *(program.name for program in programs)}
         if names != {path.name for path in folder.iterdir()} or not all(_fits(folder, program) for program in programs):
             raise CacheError(f"the payload {folder.name} is not whole")
+        if payload.origin.get("boot", boot_id()) != boot_id():
+            raise CacheError(f"the payload {folder.name} may not have reached the disk before the last power cut")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CacheError(f"the payload {folder.name} cannot be read", context=str(error)) from error
     return payload
@@ -113,7 +120,8 @@ def verify(folder: Path) -> Payload:
 def filling(cache_dir: Path, wanted: str, origin: Mapping[str, str]) -> Iterator[Filling]:
     """Make a payload: fill ``folder`` in the block; it is committed when the block ends without an error.
 
-    When another process commits the same id first, its folder stays and ours is dropped.
+    When another process commits the same id first, its folder stays and ours is dropped. What is cheap to make
+    again is not synced: it says so by a ``boot`` in its ``origin``, see :func:`content.boot_id`.
     """
     root = cache_dir / "payloads"
     try:
@@ -127,14 +135,15 @@ def filling(cache_dir: Path, wanted: str, origin: Mapping[str, str]) -> Iterator
         work.folder.mkdir()
         work.scratch.mkdir()
         yield work
-        _commit(work.folder, root / wanted, origin)
+        _commit(work, root / wanted, origin)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         os.close(lock)
 
 
-def _commit(folder: Path, target: Path, origin: Mapping[str, str]) -> None:
-    programs = [_describe(path) for path in sorted(folder.iterdir())]
+def _commit(work: Filling, target: Path, origin: Mapping[str, str]) -> None:
+    folder = work.folder
+    programs = [_describe(path, work.hashes, sync="boot" not in origin) for path in sorted(folder.iterdir())]
     info = {"id": target.name, "origin": dict(origin), "programs": plain(programs)}
     write_atomic(folder / INFO, json.dumps(info, indent=1, sort_keys=True) + "\n")
     try:
@@ -145,12 +154,14 @@ def _commit(folder: Path, target: Path, origin: Mapping[str, str]) -> None:
     fsync_directory(target.parent)
 
 
-def _describe(path: Path) -> LockedFile:
+def _describe(path: Path, hashes: Mapping[str, str], *, sync: bool) -> LockedFile:
     path.chmod(PROGRAM_MODE)
     with path.open("rb") as stream:
-        os.fsync(stream.fileno())
+        if sync:
+            os.fsync(stream.fileno())
         size = os.fstat(stream.fileno()).st_size
-    return LockedFile(name=path.name, path=path.name, sha256=sha256_file(path), size=size)
+    digest = hashes.get(path.name) or sha256_file(path)
+    return LockedFile(name=path.name, path=path.name, sha256=digest, size=size)
 
 
 def _fits(folder: Path, program: LockedFile) -> bool:

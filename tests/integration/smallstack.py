@@ -23,7 +23,7 @@ from imagebuilder.direct.layers import Layer, LayerStore
 from imagebuilder.direct.virtual import materialize
 from imagebuilder.events import Event, Progress, Stage
 from imagebuilder.model import LockedPackage, plain
-from imagebuilder.process import RealRunner, Result
+from imagebuilder.process import RealRunner
 from imagebuilder.sources.apt import AptFolder, Archive
 from imagebuilder.sources.debs import make_repository
 
@@ -76,15 +76,10 @@ def say(*words: str) -> None:
     sys.stdout.flush()
 
 
-class HoldingRunner(RealRunner):
-    """Holds still in place of a commit's sync, and says so."""
-
-    def run(self, argv: Sequence[str | Path], **options: Any) -> Result:
-        """Run a program, or a long sleep in its place."""
-        if argv[0] == "sync":
-            say("holding")
-            argv = ["sleep", "300"]
-        return super().run(argv, **options)
+def hold(argv: Sequence[str | Path], **options: Any) -> process.Child:
+    """Hold still in place of a commit's sync, and say so."""
+    say("holding")
+    return process.spawn(["sleep", "300"], **options)
 
 
 class Lines:
@@ -132,16 +127,23 @@ def write_provision(folder: Path) -> Path:
     return folder
 
 
-def make_engine(cache: Path, *, runner: process.Runner | None = None, progress: Progress | None = None) -> DirectEngine:
+def at_once(argv: Sequence[str | Path], **options: Any) -> process.Child:
+    """Wait for the sync: tests look at a layer as soon as it is there."""
+    child = process.spawn(argv, **options)
+    child.wait()
+    return child
+
+
+def make_engine(cache: Path, *, holding: bool = False, progress: Progress | None = None) -> DirectEngine:
     """Return an engine whose packages come from the tests' own cache."""
-    runner = runner or RealRunner()
+    runner = RealRunner()
 
     def repository(packages: Sequence[LockedPackage], out: Path, stage: Stage) -> Path:
         make_repository(packages, CACHE / "debs", SUITE, out, runner)
         return out
 
     return DirectEngine(
-        store=LayerStore(cache, runner), runner=runner, progress=progress or Progress(),
+        store=LayerStore(cache, hold if holding else at_once), runner=runner, progress=progress or Progress(),
         provision=write_provision(cache / "provision"), suite=SUITE, arch=ARCH, log=cache / "log",
         make_repository=repository,
     )  # fmt: skip
@@ -184,14 +186,14 @@ def disk(engine: DirectEngine, layers: Sequence[Layer], work: Path, **changes: A
 
 def bake(cache: Path, want: Want) -> None:
     """Bake as the recipe does."""
-    runner = HoldingRunner() if want.stop_at == "sync" else RealRunner()
-    engine = make_engine(cache, runner=runner, progress=Progress(Lines()))
-    engine.store.sweep()
-    layers = engine.build(jobs(want))
-    if want.disk:
-        engine.tools(layers[0], locked()["tools"])
-        with engine.store.scratch(f"disk-{want.salt}") as work, engine.progress.stage("disk"):
-            disk(engine, layers, work)
+    engine = make_engine(cache, holding=want.stop_at == "sync", progress=Progress(Lines()))
+    with engine.store as store:
+        store.sweep()
+        layers = engine.build(jobs(want))
+        if want.disk:
+            engine.tools(layers[0], locked()["tools"])
+            with store.scratch(f"disk-{want.salt}") as work, engine.progress.stage("disk"):
+                disk(engine, layers, work)
     say("baked", layers[-1].id)
 
 

@@ -279,7 +279,7 @@ def test_the_hosts_proxy_is_used_and_nothing_else_of_its_configuration(tmp_path:
     (config,) = (path.read_text() for path in made.path.glob("*apt.conf"))
     assert 'Acquire::http::Proxy "http://proxy:3128";' in config or "proxy" not in config  # where apt-config exists
     assert 'Acquire::http::Timeout "5";' in config
-    assert "30" not in config.replace("3128", "")
+    assert '"30"' not in config
 
 
 def test_update_wants_the_keyring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,7 +305,7 @@ def test_fetch_asks_for_exact_versions_of_what_is_missing(tmp_path: Path) -> Non
     tape = Tape()
     with pytest.raises(UntrustedError, match=r"a_1%3a2_amd64[.]deb is not the file that the lock names"):
         folder(tmp_path, runner).fetch(wanted, store, Stage(tape, "fetch"), tmp_path / "log")
-    assert runner.commands[-1] == ["apt-get", "-q", "download", "a:amd64=1:2", "b=1.0"]
+    assert runner.commands[-1][-5:] == ["apt-get", "-q", "download", "a:amd64=1:2", "b=1.0"]
     assert [(event.done, event.total) for event in tape.events] == [(1, 2), (2, 2)]
     assert [path.name for path in store.iterdir()] == ["here_1.0_amd64.deb"]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from imagebuilder import content
 from imagebuilder.errors import (
     CacheError,
     CommandError,
@@ -36,8 +37,14 @@ TOML = 'version = "1.2.3"\nprograms = ["example.com/tool/cmd/tool"]\n\n[stamp]\n
 class FakeGo:
     """Answers ``go env`` and ``go build``; anything else is an error. ``builds`` are its answers, in order."""
 
-    def __init__(self, *builds: str | bytes, version: str = "go1.26.8", proxy: str = "https://proxy.example") -> None:
-        self.builds, self.version, self.proxy = list(builds), version, proxy
+    def __init__(
+        self,
+        *builds: str | bytes,
+        version: str = "go1.26.8",
+        proxy: str = "https://proxy.example",
+        cached: bool = False,
+    ) -> None:
+        self.builds, self.version, self.proxy, self.cached = list(builds), version, proxy, cached
         self.calls: list[tuple[list[str], dict[str, str]]] = []
 
     def run(
@@ -55,6 +62,9 @@ class FakeGo:
             return self.result(words, self.version + "\n")
         if words[1:3] == ["env", "-json"]:
             return self.result(words, json.dumps({"GOPROXY": self.proxy, "GOSUMDB": "sum.example", "GOFLAGS": "x"}))
+        if words[1:3] == ["list", "-deps"]:
+            assert (env or {})["GOPROXY"] == "off"
+            return dataclasses.replace(self.result(words, ""), returncode=0 if self.cached else 1)
         assert words[1] == "build", words
         assert cwd is not None
         assert {path.name for path in cwd.iterdir()} == {"go.mod", "go.sum"}
@@ -103,6 +113,38 @@ def build(components: Path, go: FakeGo, downloader: Downloader | None = None, ar
         load_module(components, "tool"), components_dir=components, cache_dir=components.parent / "cache",
         runner=go, progress=Progress(), arch=arch, downloader=downloader or FakeDownloader(),
     )  # fmt: skip
+
+
+def reachable(components: Path, go: FakeGo, downloader: Downloader) -> None:
+    gomodules.check_reachable(
+        load_module(components, "tool"), components_dir=components, cache_dir=components.parent / "cache",
+        runner=go, arch="amd64", downloader=downloader,
+    )  # fmt: skip
+
+
+def test_what_is_built_or_cached_needs_no_proxy(components: Path) -> None:
+    downloader = FakeDownloader()
+    reachable(components, FakeGo(cached=True), downloader)
+    build(components, FakeGo(ELF))
+    go = FakeGo()
+    reachable(components, go, downloader)
+    assert downloader.asked == go.calls == []
+
+
+def test_the_proxy_is_asked_for_what_is_missing(components: Path) -> None:
+    reachable(components, FakeGo(), FakeDownloader("https://proxy.example"))
+    with pytest.raises(UnreachableError, match="did not answer"):
+        reachable(components, FakeGo(), FakeDownloader())
+    with pytest.raises(UnreachableError, match="the network is off"):
+        reachable(components, FakeGo(proxy="off"), FakeDownloader())
+
+
+def test_what_was_not_synced_ends_with_this_boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with payload.filling(tmp_path, "a" * 64, {"boot": content.boot_id()}) as work:
+        (work.folder / "tool").write_bytes(ELF)
+    assert payload.find(tmp_path, "a" * 64)
+    monkeypatch.setattr(payload, "boot_id", lambda: "another")
+    assert payload.find(tmp_path, "a" * 64) is None
 
 
 def cache_entries(components: Path) -> list[str]:

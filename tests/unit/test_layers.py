@@ -14,32 +14,31 @@ from typing import Any
 import pytest
 
 from imagebuilder.direct import layers
-from imagebuilder.direct.layers import INFO, Layer, LayerStore, disk_usage, full_disk_named, remove_tree
+from imagebuilder.direct.layers import INFO, UNSYNCED, Layer, LayerStore, disk_usage, full_disk_named, remove_tree
 from imagebuilder.errors import CacheError, CommandError, HostError, ImagebuilderError, StepError
-from imagebuilder.process import Result
 
 ID = "1" * 64
 OTHER = "2" * 64
 
 
-class SyncRunner:
-    """Takes the one command that the store runs; ``look`` sees the folder as it is at that moment."""
+class Sync:
+    """Takes the one program that the store starts; ``look`` sees the folder as it is at that moment."""
 
-    def __init__(self, look: Callable[[Path], None] = lambda folder: None) -> None:
+    def __init__(self, look: Callable[[Path], None] = lambda folder: None, *, code: int = 0) -> None:
         self.synced: list[str] = []
-        self._look = look
+        self._look, self._code = look, code
 
-    def run(self, argv: Sequence[str | Path], **options: Any) -> Result:
-        program, flag, folder = (os.fspath(word) for word in argv)
-        assert (program, flag, options) == ("sync", "-f", {})
+    def __call__(self, argv: Sequence[str], **options: Any) -> Any:
+        program, flag, folder = argv
+        assert (program, flag) == ("sync", "-f")
         self.synced.append(folder)
         self._look(Path(folder))
-        return Result(argv=(program, flag, folder), returncode=0, stdout="", tail=(), seconds=0.0)
+        return SimpleNamespace(wait=lambda: self._code, poll=lambda: self._code)
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> LayerStore:
-    return LayerStore(tmp_path / "cache", SyncRunner())
+    return LayerStore(tmp_path / "cache", Sync())
 
 
 def add(store: LayerStore, layer_id: str, *, used: float | None = None) -> Layer:
@@ -65,6 +64,7 @@ def test_a_layer_holds_its_tree_its_volumes_and_its_info_and_nothing_else(store:
         (folder / "work/work").mkdir(parents=True)
         (folder / "apt.conf").write_text("not a part of it")
         layer = store.commit(folder, {"name": "base", "id": ID})
+    store.settle()
     assert names(layer.path) == [INFO, "root", "volumes"]
     assert (layer.root / "file").read_text() == "content"
     assert json.loads((layer.path / INFO).read_text()) == layer.info == {"name": "base", "id": ID}
@@ -72,23 +72,55 @@ def test_a_layer_holds_its_tree_its_volumes_and_its_info_and_nothing_else(store:
     assert store.get(ID) == layer
 
 
-def test_the_info_file_comes_last_then_the_sync_then_the_name(tmp_path: Path) -> None:
-    seen: list[tuple[list[str], bool]] = []
-    runner = SyncRunner(lambda folder: seen.append((names(folder), (tmp_path / "layers" / ID).exists())))
-    add(LayerStore(tmp_path, runner), ID)
-    assert seen == [([INFO, "root", "volumes"], False)]
+def test_a_layer_says_so_until_it_is_synced(tmp_path: Path) -> None:
+    seen: list[list[str]] = []
+    with LayerStore(tmp_path, Sync(lambda folder: seen.append(names(folder)))) as store:
+        layer = add(store, ID)
+        store.settle()
+        assert seen == [[INFO, "root", UNSYNCED, "volumes"]]
+        assert names(layer.path) == [INFO, "root", "volumes"]
 
 
-@pytest.mark.parametrize("error", [CacheError("sync failed"), KeyboardInterrupt()], ids=lambda e: type(e).__name__)
-def test_a_commit_that_breaks_off_leaves_no_layer(tmp_path: Path, error: BaseException) -> None:
-    def fail(folder: Path) -> None:
-        raise error
+def test_a_layer_that_was_not_synced_before_a_power_cut_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LayerStore(tmp_path, Sync())
+    layer = add(store, ID)
+    store.settle()
+    (layer.path / UNSYNCED).write_text(layers.boot_id())  # as if we had been killed before
+    assert store.get(ID) == layer
+    monkeypatch.setattr(layers, "boot_id", lambda: "another")
+    assert store.get(ID) is None
+    assert list(store) == []
+    assert names(add(store, ID).root) == ["file"]
 
-    store = LayerStore(tmp_path, SyncRunner(fail))
-    with pytest.raises(type(error)):
+
+def test_a_layer_that_cannot_be_synced_is_none(tmp_path: Path) -> None:
+    store = LayerStore(tmp_path, Sync(code=1))
+    with pytest.raises(HostError, match="cannot be written"), store:
         add(store, ID)
     assert store.get(ID) is None
-    assert names(store.layers) == names(store.staging) == []
+
+
+def test_who_uses_a_layer_that_was_not_synced_brings_it_to_the_disk(tmp_path: Path) -> None:
+    layer = add(LayerStore(tmp_path, Sync()), ID)
+    sync = Sync()
+    with LayerStore(tmp_path, sync) as store:
+        assert store.use(ID) == layer
+    assert sync.synced == [str(layer.path)]
+    assert names(layer.path) == [INFO, "root", "volumes"]
+
+
+def test_nobody_removes_a_layer_that_a_bake_uses(tmp_path: Path) -> None:
+    other = LayerStore(tmp_path, Sync())
+    with LayerStore(tmp_path, Sync()) as store:
+        assert store.use(ID) is None
+        layer = add(store, ID)
+        assert store.use(ID) == layer
+        assert not other.remove(layer)
+        assert other.get(ID) == layer
+    assert other.remove(layer)
+    assert other.get(ID) is None
 
 
 def test_a_build_that_fails_leaves_nothing(store: LayerStore) -> None:
@@ -177,7 +209,7 @@ def test_remove(store: LayerStore) -> None:
 
 
 def test_sweep_removes_what_the_dead_left_and_keeps_what_somebody_holds(tmp_path: Path) -> None:
-    store, another = (LayerStore(tmp_path, SyncRunner()) for _ in range(2))
+    store, another = (LayerStore(tmp_path, Sync()) for _ in range(2))
     (store.staging / "disk-of-a-killed-bake/out").mkdir(parents=True)
     (store.staging / OTHER / "root").mkdir(parents=True)
     (store.staging / "a-file").touch()
@@ -211,7 +243,7 @@ def test_scratch_is_empty_and_does_not_stay(store: LayerStore) -> None:
 def test_a_cache_that_cannot_be_made_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CacheError, match="cannot be used: Not a directory") as caught:
-        LayerStore(tmp_path / "file", SyncRunner())
+        LayerStore(tmp_path / "file", Sync())
     assert "--cache-dir" in caught.value.hint
 
 

@@ -51,7 +51,7 @@ def test_the_file_alone(project: Path) -> None:
 
 def test_the_command_line_wins_and_lists_are_appended(project: Path, tmp_path: Path) -> None:
     (tmp_path / "more").mkdir()
-    (tmp_path / "a.sh").touch()
+    (tmp_path / "a.sh").touch(0o755)
     (tmp_path / "b.toml").touch()
     request = make_request(
         Wishes(
@@ -98,6 +98,13 @@ def test_source_folder_is_relative_to_where_it_was_typed(tmp_path: Path) -> None
     assert caught.value.message == f"--source {tmp_path}/bin: there is no such folder"
     (tmp_path / "bin").mkdir()
     assert make_request(wishes, tmp_path).sources == {"kubernetes": f"file:{tmp_path}/bin"}
+
+
+def test_a_script_that_cannot_run(tmp_path: Path) -> None:
+    (tmp_path / "a.sh").touch(0o644)
+    with pytest.raises(UsageError) as caught:
+        make_request(Wishes(os="debian", target="qemu", script=(Path("a.sh"),)), tmp_path)
+    assert caught.value.message.endswith(f"a.sh: is not executable (chmod +x {tmp_path / 'a.sh'})")
 
 
 def test_unreadable_overlay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

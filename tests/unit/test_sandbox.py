@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagebuilder.direct.sandbox import PATH, SCRIPT, Bind, Mount, Overlay, Tmpfs, command, namespaces
+from imagebuilder.direct.sandbox import PATH, SCRIPT, Bind, Mount, Overlay, Tmpfs, command
+from imagebuilder.process import namespaces
 
 CLEAN = ["/usr/bin/env", "-i", "HOME=/root", "LC_ALL=C.UTF-8", f"PATH={PATH}", "TZ=UTC"]
 PARTS = {"--mount", "--pid", "--uts", "--ipc", "--net"}
