@@ -112,7 +112,11 @@ def check_private(var_files: Sequence[Path], variables: str) -> None:
     secret = {block.labels[0] for block in blocks if block.body.text("sensitive") == "true"}
     for path in var_files:
         try:
-            named = {name for name in secret if re.search(rf'(?m)^\s*"?{re.escape(name)}"?\s*[=:]', path.read_text())}
+            named = {
+                name
+                for name in secret
+                if re.search(rf'(?m)(?:^|[\s{{,])"?{re.escape(name)}"?\s*[=:]', path.read_text())
+            }
             shared = path.stat().st_mode & 0o077
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--var-file {path} cannot be read: {error}", hint=f"ls -l {path}") from error

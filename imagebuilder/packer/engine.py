@@ -105,7 +105,7 @@ class PackerEngine:
         """
         try:
             said = self.runner.run(
-                ["packer", "version"], env=self._env(), capture=True, check=False, timeout=SHORT_SECONDS
+                ["packer", "version"], env={"CHECKPOINT_DISABLE": "1"}, capture=True, check=False, timeout=SHORT_SECONDS
             )
         except ToolMissingError as error:
             raise ToolMissingError("packer is not installed", hint=INSTALL) from error

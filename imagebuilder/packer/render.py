@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from imagebuilder import __version__, resources
 from imagebuilder.errors import DataError, UsageError
 from imagebuilder.packer.hcl import format_hcl, quote
-from imagebuilder.packer.syntax import declared, read
 from imagebuilder.plan import GIB, BuildPlan, LayerPlan, used_files
 from imagebuilder.recipe_env import environment, layer_environment, repositories
 
@@ -203,8 +202,7 @@ class _Texts:
         self._own = self._render(f"variables/{self._target}.pkr.hcl.j2")
         self._make("sources.pkr.hcl", f"sources/{self._target}.pkr.hcl.j2")
         # What the target's own parts declare is theirs: the common parts leave it out.
-        parts_of_target = [read("sources", self._done["sources.pkr.hcl"]), read("variables", self._own)]
-        self._declared = {f"{kind}.{name}" for kind, names in declared(parts_of_target).items() for name in names}
+        self._declared = _declared(self._done["sources.pkr.hcl"]) | _declared(format_hcl(self._own))
         self._context |= {"uses": self._uses, "needs": self._needs}
         for name in ("build", "locals"):
             self._make(f"{name}.pkr.hcl", f"{name}.pkr.hcl.j2")
@@ -266,12 +264,23 @@ def _word(name: str) -> re.Pattern[str]:
 @lru_cache(maxsize=256)
 def _variables(text: str) -> list[dict[str, str]]:
     found = []
-    for block in read("variables.pkr.hcl", text).body.blocks:
-        secret = "secret" if block.body.text("sensitive") == "true" else ""
-        known = "default" if "default" in block.body.attributes else ""
-        description = block.body.text("description").strip('"')
-        found.append({"name": block.labels[0], "description": description, "kind": secret, "known": known})
+    for name, body in re.findall(r'^variable "([^"]+)" \{$(.*?)^\}$', text, re.M | re.S):
+        stated = dict(re.findall(r"^  (\w+) += (.*)$", body, re.M))
+        secret = "secret" if stated.get("sensitive") == "true" else ""
+        known = "default" if "default" in stated else ""
+        description = stated.get("description", "").strip('"')
+        found.append({"name": name, "description": description, "kind": secret, "known": known})
     return found
+
+
+@lru_cache(maxsize=1024)
+def _declared(text: str) -> frozenset[str]:
+    """Return what laid-out HCL declares, as ``var.x`` and ``local.x``; the checks read it properly."""
+    found = {f"var.{name}" for name in re.findall(r'^variable "([^"]+)"', text, re.M)}
+    found |= {f"local.{name}" for name in re.findall(r'^local "([^"]+)"', text, re.M)}
+    for body in re.findall(r"^locals \{$(.*?)^\}$", text, re.M | re.S):
+        found |= {f"local.{name}" for name in re.findall(r"^  (\w+) += ", body, re.M)}
+    return frozenset(found)
 
 
 def _line_in(error: BaseException, part: str) -> int:

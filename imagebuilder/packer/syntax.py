@@ -264,7 +264,7 @@ class _Parser:
             value.append(self._next())
             if token.text in _OPEN:
                 value += self._brackets(token)
-            elif value[-2:-1] and value[-2].name and token.name and value[-2].name not in ("in", "if"):
+            elif token.text == "=" or (value[-2:-1] and value[-2].name and token.name):
                 self._problem(token.line, f"{token.text}: more on the same line")
         return value
 

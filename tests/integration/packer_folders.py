@@ -61,7 +61,7 @@ def request(cell: Cell) -> BuildRequest:
 def render_for_test(cell: Cell, packer: str, folder: Path) -> Path:
     """Write the folder of a cell as a user gets it, for ``packer``: "1.6" or "current"; return where it is."""
     files = render_folder(plan_request(request(cell)), Supplies(checksum=CHECKSUM))
-    write_folder(folder, files, name=str(cell), durable=False)
+    write_folder(folder, files, name=str(cell))
     if packer == "current":
         return folder
     work = folder.with_name("work")
