@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from imagebuilder import __version__, resources
+from imagebuilder.artifacts import packing, write_artifact
 from imagebuilder.content import canonical_json, content_id, sha256_bytes, sha256_file, write_atomic
 from imagebuilder.direct.disk import DiskSpec, write_disk
 from imagebuilder.direct.engine import DirectEngine, LayerJob
-from imagebuilder.direct.formats import FORMATS
 from imagebuilder.direct.jobs import installed_packages, layer_jobs
 from imagebuilder.direct.layers import Layer, LayerStore
 from imagebuilder.direct.sandbox import require_tools
@@ -84,7 +84,8 @@ def bake(plan: BuildPlan, *, options: BakeOptions, runner: Runner, progress: Pro
     materials = fetcher.materials(plan, lock)
     jobs = layer_jobs(plan, lock, materials, resources.folder("provision"))
     spec = disk_spec(plan, lock, jobs)
-    artifact_id = content_id([FORMAT_VERSION, plain(spec), plan.disk.format, [job.id for job in jobs]])
+    packed = packing(plan, lock, spec.seed)
+    artifact_id = content_id([FORMAT_VERSION, plain(spec), plain(packed), [job.id for job in jobs]])
     if found := unchanged(folder, artifact_id):
         return found
 
@@ -105,7 +106,7 @@ def bake(plan: BuildPlan, *, options: BakeOptions, runner: Runner, progress: Pro
         with progress.stage("disk", "Disk: partitions, boot loaders, root file system"):
             raw = write_disk(spec, layers, tools, work, runner, log)
         with progress.stage("pack", f"Artifact: {plan.disk.format}") as stage:
-            FORMATS[plan.disk.format].writer(raw, new, lambda done, all_: stage.update(done, all_, "B"))
+            write_artifact(raw, new, packed, lambda done, all_: stage.update(done, all_, "B"))
         with progress.stage("manifest", "Manifest and checksums"):
             return publish(folder, artifact, artifact_id, manifest_data(plan, lock, layers, progress))
 
@@ -182,7 +183,7 @@ def manifest_data(plan: BuildPlan, lock: Lock, layers: Sequence[Layer], progress
         "id": plan.id,
         "tool": {"name": "imagebuilder", "version": __version__},
         "cell": plain(plan.cell),
-        "artifact": {"format": plan.disk.format, "virtualSize": plan.disk.size},
+        "artifact": {"format": plan.disk.format, "virtualSize": plan.disk.size} | _box(plan),
         "capabilities": {
             "kubelet": lock.kubernetes,
             "containerd": containerd,
@@ -203,6 +204,10 @@ def manifest_data(plan: BuildPlan, lock: Lock, layers: Sequence[Layer], progress
         "epoch": lock.epoch,
         "timings": progress.timings,
     }
+
+
+def _box(plan: BuildPlan) -> dict[str, str]:
+    return {"boxProvider": plan.target.box_provider} if plan.target.box_provider else {}
 
 
 def new_log(folder: Path, name: str) -> Path:

@@ -41,7 +41,7 @@ ENGINES = {
         name="direct",
         families=frozenset({"debian"}),
         architectures=frozenset({"amd64"}),
-        formats=frozenset({"raw", "qcow2"}),
+        formats=frozenset({"raw", "qcow2", "vmdk", "ova", "tar.gz", "vhd", "box"}),
     )
 }
 
@@ -228,7 +228,7 @@ def _layers(
         "kubernetes": (),  # only when the sources taken are packages: resolve adds them
         "site": (*target.packages(profile.family), *request.packages),
     }
-    facts = [name for name, true in (("cloud_init", target.cloud_init),) if true]
+    facts = [name for name, true in (("cloud_init", target.cloud_init), ("vagrant", target.box_provider)) if true]
     chosen = select(steps, profile.family, target.name, facts)
     return tuple(
         LayerPlan(

@@ -25,7 +25,7 @@ ANY = "*"
 FAMILIES = ("debian", "redhat")
 INITS = ("systemd", "sysvinit")
 PHASES = ("build",)  # what happens at boot is in provision/boot.toml
-FACTS = ("cloud_init",)  # the closed set of yes-or-no facts of a cell that ``when`` may name
+FACTS = ("cloud_init", "vagrant")  # the closed set of yes-or-no facts of a cell that ``when`` may name
 GIVEN = ("IB_PROVISION",)  # variables that every step has, without stating them as inputs
 STARTS = ("set -eu", '. "${IB_PROVISION:?}/lib.sh"')  # the first line of code; lib.sh begins with set -eu
 

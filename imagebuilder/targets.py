@@ -22,7 +22,12 @@ class TargetData(Strict):
 
     title: str = Field(description="The name that people know.")
     summary: str = Field(description="One sentence: what the artifact is for.")
-    format: Literal["raw", "qcow2"] = Field(description="Format of the disk file.")
+    format: Literal["raw", "qcow2", "vmdk", "ova", "tar.gz", "vhd", "box", "none"] = Field(
+        description="Format of the artifact; none where it is an image in a cloud."
+    )
+    box_provider: Literal["", "libvirt", "virtualbox", "qemu"] = Field(
+        default="", description="The Vagrant provider that a box is for."
+    )
     extension: str = Field(
         description="The artifact's file extension, without a dot.", pattern=r"^[a-z0-9]+(\.[a-z0-9]+)*$"
     )

@@ -7,20 +7,42 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
 from imagebuilder import content
+from imagebuilder.direct.archives import write_ova, write_tar_gz
 from imagebuilder.direct.qcow2 import write_qcow2
 from imagebuilder.direct.sparse import OnProgress, copy_sparse
+from imagebuilder.direct.vhd import write_vhd
+from imagebuilder.direct.vmdk import write_vmdk
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subject:
+    """What some formats say about the image.
+
+    Attributes:
+        name: of the image, for the descriptions that have one.
+        seed: what the format's own identifiers are derived from.
+    """
+
+    name: str = "image"
+    seed: str = ""
+
+
+NOBODY = Subject()
 
 
 class Writer(Protocol):
     """How a format is written."""
 
-    def __call__(self, raw: Path, out: Path, on_progress: OnProgress | None = None) -> None:
+    def __call__(
+        self, raw: Path, out: Path, on_progress: OnProgress | None = None, *, subject: Subject = NOBODY
+    ) -> None:
         """Write the raw disk to ``out``, which appears only when whole; ``raw`` stays.
 
         Args:
             raw: a sparse raw disk, a multiple of 512 bytes.
             out: the file to make or replace.
             on_progress: called with bytes done and bytes in all; holes do not count.
+            subject: what the image is.
 
         Raises:
             ArtifactError: ``raw`` is no disk.
@@ -32,30 +54,52 @@ class Format:
     """A disk format.
 
     Attributes:
-        name: as in targets and on the command line; also what ``qemu-img`` calls it.
+        name: as in targets and on the command line.
         extension: of file names, with its dot.
         writer: makes it from a raw disk.
+        qemu: what ``qemu-img`` calls it, or an empty string where it is an archive.
     """
 
     name: str
     extension: str
     writer: Writer
+    qemu: str = ""
 
 
-def _write_raw(raw: Path, out: Path, on_progress: OnProgress | None = None) -> None:
+def _write_raw(raw: Path, out: Path, on_progress: OnProgress | None = None, *, subject: Subject = NOBODY) -> None:
     """Copy the disk, with a hole wherever it is zero."""
     with content.writing(out) as stream:
         stream.truncate(raw.stat().st_size)
         copy_sparse(raw, cast(BinaryIO, stream), 0, on_progress=on_progress)
 
 
-def _write_qcow2(raw: Path, out: Path, on_progress: OnProgress | None = None) -> None:
+def _write_qcow2(raw: Path, out: Path, on_progress: OnProgress | None = None, *, subject: Subject = NOBODY) -> None:
     """Compress the disk at the fastest level: the next one takes half as much again for 4% less."""
     write_qcow2(raw, out, on_progress=on_progress)
 
 
+def _write_vmdk(raw: Path, out: Path, on_progress: OnProgress | None = None, *, subject: Subject = NOBODY) -> None:
+    write_vmdk(raw, out, seed=subject.seed, on_progress=on_progress)
+
+
+def _write_vhd(raw: Path, out: Path, on_progress: OnProgress | None = None, *, subject: Subject = NOBODY) -> None:
+    write_vhd(raw, out, seed=subject.seed, on_progress=on_progress)
+
+
+def _write_ova(raw: Path, out: Path, on_progress: OnProgress | None = None, *, subject: Subject = NOBODY) -> None:
+    write_ova(raw, out, name=subject.name, seed=subject.seed, on_progress=on_progress)
+
+
+def _write_tar_gz(raw: Path, out: Path, on_progress: OnProgress | None = None, *, subject: Subject = NOBODY) -> None:
+    write_tar_gz(raw, out, on_progress=on_progress)
+
+
 _ROWS = (
-    Format(name="raw", extension=".raw", writer=_write_raw),
-    Format(name="qcow2", extension=".qcow2", writer=_write_qcow2),
+    Format(name="raw", extension=".raw", writer=_write_raw, qemu="raw"),
+    Format(name="qcow2", extension=".qcow2", writer=_write_qcow2, qemu="qcow2"),
+    Format(name="vmdk", extension=".vmdk", writer=_write_vmdk, qemu="vmdk"),
+    Format(name="vhd", extension=".vhd", writer=_write_vhd, qemu="vpc"),
+    Format(name="ova", extension=".ova", writer=_write_ova),
+    Format(name="tar.gz", extension=".tar.gz", writer=_write_tar_gz),
 )
 FORMATS: dict[str, Format] = {row.name: row for row in _ROWS}
