@@ -46,6 +46,7 @@ def packing(plan: BuildPlan, lock: Lock, seed: str) -> Packing:
         return Packing(format=plan.disk.format, subject=subject)
     info = {
         "build": plan.id,
+        "name": f"{plan.profile.name}-{plan.profile.release}-k{plan.kubernetes_minor}",
         "os": f"{plan.profile.title} {plan.profile.release}",
         "kubernetes": lock.kubernetes,
         "containerd": plan.containerd,

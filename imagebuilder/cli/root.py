@@ -16,6 +16,7 @@ PROGRAM = "imagebuilder"
 VERBS: Mapping[str, str] = {
     "bake": "Build a machine image.",
     "boot": "Boot an image under QEMU and time its stages.",
+    "box": "Keep a catalog of Vagrant boxes.",
     "plan": "Show what bake would do; needs no root and no network.",
     "list": "List what can be built: os, targets, cells or kubernetes.",
     "steps": "List the steps of the recipe.",
