@@ -115,6 +115,8 @@ def _box(tar: _Plain) -> BoxInfo:
             raise MalformedError(f"{name} is larger than {MAX_TEXT >> 20} MiB")
         kept[name] = tar.read(wanted)
         _skip(tar, header, wanted)
+    while tar.read(CHUNK):  # to the end, where the checksum of a gzip stream is
+        pass
     metadata = _object(METADATA, kept)
     provider, arch = metadata.get("provider"), metadata.get("architecture", "")
     if not isinstance(provider, str) or not PROVIDER.fullmatch(provider):
