@@ -16,12 +16,12 @@ PROGRAM = "imagebuilder"
 VERBS: Mapping[str, str] = {
     "bake": "Build a machine image.",
     "boot": "Boot an image under QEMU and time its stages.",
-    "box": "Keep a catalog of Vagrant boxes.",
     "plan": "Show what bake would do; needs no root and no network.",
     "list": "List what can be built: os, targets, cells or kubernetes.",
     "steps": "List the steps of the recipe.",
     "doctor": "Check what this host has for baking and booting.",
     "cache": "Show or empty the cache.",
+    "box": "Keep a catalog of Vagrant boxes.",
     "schema": "Print the JSON Schema of a file that people write.",
 }
 HIDDEN = ("docs",)

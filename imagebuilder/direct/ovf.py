@@ -77,17 +77,7 @@ def render(machine: Machine, hardware: Hardware) -> str:
   <References>
     <File ovf:id="file1" ovf:href={quoteattr(machine.disk)} ovf:size="{machine.file_size}"/>
   </References>
-  <DiskSection>
-    <Info>The virtual disks</Info>
-    <Disk ovf:diskId="disk1" ovf:fileRef="file1" ovf:capacity="{machine.capacity}" ovf:format="{STREAM}"
-      vbox:uuid="{machine.disk_uuid}"/>
-  </DiskSection>
-  <NetworkSection>
-    <Info>The networks</Info>
-    <Network ovf:name={network}>
-      <Description>The node's network</Description>
-    </Network>
-  </NetworkSection>
+{_sections(machine, network)}
   <VirtualSystem ovf:id={name}>
     <Info>A Kubernetes node</Info>
     <Name>{escape(machine.name)}</Name>
@@ -109,6 +99,21 @@ def render(machine: Machine, hardware: Hardware) -> str:
   </VirtualSystem>
 </Envelope>
 """
+
+
+def _sections(machine: Machine, network: str) -> str:
+    return f"""\
+  <DiskSection>
+    <Info>The virtual disks</Info>
+    <Disk ovf:diskId="disk1" ovf:fileRef="file1" ovf:capacity="{machine.capacity}" ovf:format="{STREAM}"
+      vbox:uuid="{machine.disk_uuid}"/>
+  </DiskSection>
+  <NetworkSection>
+    <Info>The networks</Info>
+    <Network ovf:name={network}>
+      <Description>The node's network</Description>
+    </Network>
+  </NetworkSection>"""
 
 
 def _items(machine: Machine, hardware: Hardware) -> str:

@@ -312,7 +312,8 @@ def test_plan_in_words(capsys: Capture) -> None:
     ]  # fmt: skip
     assert "  1 packages: tmux" in lines
     for step in load_steps():
-        assert f"  {step.order:02d}  {step.title}" in lines
+        if not step.when:
+            assert f"  {step.order:02d}  {step.title}" in lines
 
 
 def test_plan_as_json(capsys: Capture) -> None:

@@ -336,4 +336,8 @@ def test_formats_are_found_by_their_names() -> None:
     assert {name: (row.name, row.extension) for name, row in FORMATS.items()} == {
         "raw": ("raw", ".raw"),
         "qcow2": ("qcow2", ".qcow2"),
+        "vmdk": ("vmdk", ".vmdk"),
+        "vhd": ("vhd", ".vhd"),
+        "ova": ("ova", ".ova"),
+        "tar.gz": ("tar.gz", ".tar.gz"),
     }

@@ -40,7 +40,7 @@ def test_good_target_is_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        pytest.param('"raw"', '"vmdk"', "format: input should be 'raw' or 'qcow2'", id="format"),
+        pytest.param('"raw"', '"vdi"', "format: input should be 'raw', 'qcow2'", id="format"),
         pytest.param("= 4", '= "4"', "size_gib: input should be a valid integer", id="no-conversion"),
         pytest.param("= 4", "= 1", "size_gib: input should be greater than or equal to 2", id="too-small"),
         pytest.param('["uefi"]', '["efi"]', "firmware.0: input should be 'bios' or 'uefi'", id="firmware"),
