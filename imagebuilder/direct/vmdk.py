@@ -35,6 +35,7 @@ _TABLE_ENTRIES = 512
 _DESCRIPTOR_SECTORS = 20
 _OVERHEAD = CLUSTER // SECTOR  # sectors before the first grain: one grain, as VMware's own tools do it
 _HEADS, _TRACK = 255, 63  # the geometry that every BIOS takes; of no meaning to a GPT
+_EXTENT = "disk.vmdk"  # of no meaning: the extent is this file itself, whatever its name
 _NO_CID = (0xFFFFFFFF, 0xFFFFFFFE)  # spec "CID": these stand for "none"
 _NAMES = uuid.UUID("6f7e8b8e-6a0c-5c1e-9b43-0c1d5d0f5f5a")  # the space of our disks' UUIDs
 
@@ -64,7 +65,7 @@ def write_vmdk(
         size = disk_size(raw, source.fileno())
         todo = list(batches(source.fileno(), size))
         total, done = sum(len(batch) for batch in todo) * CLUSTER, 0
-        image = _Image(stream, size, seed, out.name)
+        image = _Image(stream, size, seed)
         compressor = Compressor(source.fileno(), size, lambda: lambda cluster: zlib.compress(cluster, level))
         for batch, grains in in_order(compressor, todo, threads):
             for index, blob in grains:
@@ -83,7 +84,7 @@ class _Image:
         end: bytes written.
     """
 
-    def __init__(self, stream: IO[bytes], size: int, seed: str, name: str) -> None:
+    def __init__(self, stream: IO[bytes], size: int, seed: str) -> None:
         self._stream = stream
         self._capacity = -(-size // SECTOR)
         self.end = 0
@@ -92,7 +93,7 @@ class _Image:
         self._at = 0  # the table that grains go to
         self._table = _empty_table()
         self._write(self._header(_AT_END))
-        self._write(descriptor(size, seed, name).encode().ljust(_DESCRIPTOR_SECTORS * SECTOR, b"\0"))
+        self._write(descriptor(size, seed).encode().ljust(_DESCRIPTOR_SECTORS * SECTOR, b"\0"))
         self._write(bytes(_OVERHEAD * SECTOR - self.end))
 
     def add(self, index: int, blob: bytes) -> None:
@@ -135,7 +136,7 @@ class _Image:
         self.end += padded
 
 
-def descriptor(size: int, seed: str, name: str) -> str:
+def descriptor(size: int, seed: str) -> str:
     """Return the text that describes the disk (spec "The Descriptor")."""
     cid = int(content.content_id(["vmdk", seed])[:8], 16)
     cid = 0 if cid in _NO_CID else cid
@@ -148,7 +149,7 @@ parentCID=ffffffff
 createType="streamOptimized"
 
 # Extent description
-RDONLY {size // SECTOR} SPARSE "{_plain(name)}"
+RDONLY {size // SECTOR} SPARSE "{_EXTENT}"
 
 # The Disk Data Base
 #DDB
@@ -163,11 +164,6 @@ ddb.uuid.parent = "{uuid.UUID(int=0)}"
 ddb.uuid.modification = "{uuid.UUID(int=0)}"
 ddb.uuid.parentmodification = "{uuid.UUID(int=0)}"
 """
-
-
-def _plain(name: str) -> str:
-    """Return a file name fit for the descriptor; readers do not use it, as the extent is this file itself."""
-    return "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "_" for letter in name)
 
 
 def _empty_table() -> array.array[int]:
