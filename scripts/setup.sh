@@ -13,6 +13,8 @@ qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils /usr/share/OVMF/OVMF_CODE
 shellcheck:shellcheck dash:dash docker-registry:docker-registry apt-ftparchive:apt-utils sfdisk:fdisk sgdisk:gdisk
 grub-mkimage:grub-common /usr/lib/grub/i386-pc/boot.img:grub-pc-bin e2fsck:e2fsprogs busybox:busybox-static
 curl:curl git:git
+vagrant:vagrant rsync:rsync dnsmasq:dnsmasq-base virsh:libvirt-clients libvirtd:libvirt-daemon
+/etc/libvirt/qemu.conf:libvirt-daemon-system /usr/share/doc/vagrant-libvirt:vagrant-libvirt
 "
 missing=""
 for pair in $wanted; do

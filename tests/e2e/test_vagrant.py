@@ -1,0 +1,59 @@
+"""A baked box in the hands of Debian's own Vagrant: from the catalog to ssh, and gone again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from imagebuilder import process
+from imagebuilder.process import RealRunner
+from imagebuilder.publish.catalog import Catalog, Wanted
+from tests.e2e.conftest import ROOT, Bake, needs_bake, needs_qemu
+
+WANTED = ("vagrant", "libvirtd", "virtlogd", "virsh", "dnsmasq", "rsync", "qemu-system-x86_64")
+pytestmark = [
+    pytest.mark.bake, pytest.mark.boot, pytest.mark.timeout(1800), needs_bake, needs_qemu,
+    pytest.mark.skipif(any(process.find(name) is None for name in WANTED), reason=f"needs {', '.join(WANTED)}"),
+]  # fmt: skip
+NAME = "k8s/debian-13"
+SCRIPTS = ROOT / "tests/e2e/vagrant"
+
+
+def daemons() -> set[str]:
+    """Ids of the processes that a libvirt consists of."""
+    names = {"libvirtd", "virtlogd", "dnsmasq", "qemu-system-x86"}
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/comm"):
+        try:
+            if path.read_text().strip() in names:
+                found.add(path.parent.name)
+        except OSError:  # it has ended
+            continue
+    return found
+
+
+def test_a_box_goes_up_as_a_node_and_away(baked: Bake, tmp_path: Path) -> None:
+    before = daemons()
+    result = baked(target="vagrant-libvirt", plain=True)
+    assert result.manifest["artifact"]["boxProvider"] == "libvirt"
+    catalog = Catalog(tmp_path / "catalog")
+    catalog.create((tmp_path / "catalog").as_uri())
+    added = catalog.add(result.artifact, Wanted(name=NAME, version="1.0.0"))
+    work, home = tmp_path / "work", tmp_path / "home"
+    work.mkdir()
+    home.mkdir()
+    env = {"WORLD": str(tmp_path / "world"), "HOME": str(home), "VAGRANT_CHECKPOINT_DISABLE": "1"}
+    log = tmp_path / "vagrant.log"
+    RealRunner().run(
+        [SCRIPTS / "world.sh", SCRIPTS / "life.sh", NAME, added.url], env=env, cwd=work, log=log, timeout=1500
+    )
+    said = log.read_text("utf-8", "replace").replace("\r", "\n").splitlines()
+    kubelet = result.manifest["capabilities"]["kubelet"]
+    for line in (
+        "user: vagrant, root: root", "docker: systemd overlay2", f"kubelet: Kubernetes v{kubelet}",
+        "containerd: active", "failed: 0", "keys: 1, insecure: 0", "shared: hello",
+    ):  # fmt: skip
+        assert line in said, line
+    assert any("Inserting generated public key" in line for line in said)
+    assert daemons() <= before, "nothing of it runs any more"

@@ -1,0 +1,26 @@
+#!/bin/sh
+# What a user does with a box: init, up, ssh, destroy. usage: life.sh NAME URL; works in the current folder.
+set -eux
+vagrant init --minimal "$1" "$2"
+cat >> Vagrantfile << 'RUBY'
+Vagrant.configure("2") do |config|
+  config.vm.boot_timeout = 900
+  config.vm.provider(:libvirt) { |libvirt| libvirt.driver = "qemu" }
+end
+RUBY
+echo hello > shared
+vagrant up --provider libvirt
+vagrant ssh -c '
+set -eu
+echo "user: $(id -un), root: $(sudo id -un)"
+echo "docker: $(docker info --format "{{.CgroupDriver}} {{.Driver}}")"
+echo "kubelet: $(kubelet --version)"
+echo "containerd: $(systemctl is-active containerd)"
+echo "failed: $(systemctl --failed --no-legend | wc -l)"
+echo "keys: $(wc -l < .ssh/authorized_keys), insecure: $(grep -c insecure .ssh/authorized_keys || :)"
+echo "shared: $(cat /vagrant/shared)"
+echo "root: $(df --output=size -BG / | tail -n 1 | tr -d " ")"
+'
+[ -s .vagrant/machines/default/libvirt/private_key ]
+vagrant destroy --force
+vagrant status --machine-readable | grep -q 'state,not_created'
