@@ -10,6 +10,7 @@ end
 RUBY
 echo hello > shared
 vagrant up --provider libvirt
+# shellcheck disable=SC2016 # the guest expands it
 vagrant ssh -c '
 set -eu
 echo "user: $(id -un), root: $(sudo id -un)"
