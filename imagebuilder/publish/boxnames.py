@@ -84,7 +84,7 @@ def check_url(url: str) -> str:
 
     Raises:
         UsageError: it is none that Vagrant can fetch from. Relative addresses do not work: Vagrant takes a box's
-            address as it stands in the catalog, and a relative one for a file of the user's machine.
+            address as it stands in the catalog, and a relative one for a file of the user's machine (vagrant#10719).
     """
     try:
         parts = urlsplit(url)
