@@ -9,6 +9,7 @@ from pathlib import Path
 from imagebuilder import __version__
 from imagebuilder.direct import ovf
 from imagebuilder.direct.formats import FORMATS, Subject
+from imagebuilder.direct.jobs import installed_packages
 from imagebuilder.direct.sparse import OnProgress
 from imagebuilder.direct.vmdk import image_uuid
 from imagebuilder.plan import BuildPlan
@@ -49,7 +50,7 @@ def packing(plan: BuildPlan, lock: Lock, seed: str) -> Packing:
         "name": f"{plan.profile.name}-{plan.profile.release}-k{plan.kubernetes_minor}",
         "os": f"{plan.profile.title} {plan.profile.release}",
         "kubernetes": lock.kubernetes,
-        "containerd": plan.containerd,
+        "containerd": containerd_version(plan, lock),
         "tool": f"imagebuilder {__version__}",
     }
     box = BoxSpec(
@@ -57,6 +58,12 @@ def packing(plan: BuildPlan, lock: Lock, seed: str) -> Packing:
         info=info,
     )  # fmt: skip
     return Packing(format=BOX, subject=subject, box=box)
+
+
+def containerd_version(plan: BuildPlan, lock: Lock) -> str:
+    """Return the version of containerd that is in the image."""
+    names = ("containerd", "containerd.io")
+    return next((package.version for _, package in installed_packages(lock) if package.name in names), plan.containerd)
 
 
 def write_artifact(raw: Path, out: Path, packed: Packing, on_progress: OnProgress | None = None) -> None:

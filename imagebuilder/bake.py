@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from imagebuilder import __version__, resources
-from imagebuilder.artifacts import packing, write_artifact
+from imagebuilder.artifacts import containerd_version, packing, write_artifact
 from imagebuilder.content import canonical_json, content_id, sha256_bytes, sha256_file, write_atomic
 from imagebuilder.direct.disk import DiskSpec, write_disk
 from imagebuilder.direct.engine import DirectEngine, LayerJob
@@ -176,7 +176,6 @@ def publish(folder: Path, artifact: Path, artifact_id: str, manifest: dict[str, 
 def manifest_data(plan: BuildPlan, lock: Lock, layers: Sequence[Layer], progress: Progress) -> dict[str, Any]:
     """Return the manifest without the artifact's own facts."""
     packages = installed_packages(lock)
-    containerd = next((p.version for _, p in packages if p.name in ("containerd", "containerd.io")), plan.containerd)
     return {
         "apiVersion": "imagebuilder/v1",
         "kind": "Image",
@@ -186,7 +185,7 @@ def manifest_data(plan: BuildPlan, lock: Lock, layers: Sequence[Layer], progress
         "artifact": {"format": plan.disk.format, "virtualSize": plan.disk.size} | _box(plan),
         "capabilities": {
             "kubelet": lock.kubernetes,
-            "containerd": containerd,
+            "containerd": containerd_version(plan, lock),
             "runtimes": ["containerd", "docker"],
             "init": plan.profile.init,
             "arch": plan.cell.arch,
