@@ -23,7 +23,7 @@ VBOX = "{http://www.virtualbox.org/ovf/machine}"
 def raw(tmp_path: Path) -> Path:
     path = tmp_path / "work" / "disk.raw"
     path.parent.mkdir()
-    path.write_bytes(b"boot" * 1000 + bytes(4 << 20))
+    path.write_bytes(b"boot" * 1024 + bytes(4 << 20))
     return path
 
 
