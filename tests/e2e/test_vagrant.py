@@ -45,9 +45,9 @@ def test_a_box_goes_up_as_a_node_and_away(baked: Bake, tmp_path: Path) -> None:
     home.mkdir()
     env = {"WORLD": str(tmp_path / "world"), "HOME": str(home), "VAGRANT_CHECKPOINT_DISABLE": "1"}
     log = tmp_path / "vagrant.log"
-    RealRunner().run(
-        [SCRIPTS / "world.sh", SCRIPTS / "life.sh", NAME, added.url], env=env, cwd=work, log=log, timeout=1500
-    )
+    command = [SCRIPTS / "world.sh", SCRIPTS / "life.sh", NAME, added.url]
+    ended = RealRunner().run(command, env=env, cwd=work, log=log, timeout=1500, check=False)
+    assert ended.returncode == 0, "\n".join(ended.tail)
     said = log.read_text("utf-8", "replace").replace("\r", "\n").splitlines()
     kubelet = result.manifest["capabilities"]["kubelet"]
     for line in (

@@ -13,6 +13,12 @@ vagrant up --provider libvirt
 # shellcheck disable=SC2016 # the guest expands it
 vagrant ssh -c '
 set -eu
+tries=0
+until docker info > /dev/null 2>&1; do # sshd is up before docker is
+    tries=$((tries + 1))
+    [ "$tries" -lt 60 ] || { systemctl status docker --no-pager; exit 1; }
+    sleep 3
+done
 echo "user: $(id -un), root: $(sudo id -un)"
 echo "docker: $(docker info --format "{{.CgroupDriver}} {{.Driver}}")"
 echo "kubelet: $(kubelet --version)"
