@@ -20,21 +20,19 @@ NAME = "k8s/debian-13"
 SCRIPTS = ROOT / "tests/e2e/vagrant"
 
 
-def daemons() -> set[str]:
-    """Ids of the processes that a libvirt consists of."""
-    names = {"libvirtd", "virtlogd", "dnsmasq", "qemu-system-x86"}
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/comm"):
+def living_in(world: Path) -> list[str]:
+    """The processes that see a world's mounts: libvirt, what it started, and Vagrant."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/mountinfo"):
         try:
-            if path.read_text().strip() in names:
-                found.add(path.parent.name)
+            if f"{world.parent.name}/{world.name}/lib" in path.read_text():
+                found.append((path.parent / "comm").read_text().strip())
         except OSError:  # it has ended
             continue
     return found
 
 
 def test_a_box_goes_up_as_a_node_and_away(baked: Bake, tmp_path: Path) -> None:
-    before = daemons()
     result = baked(target="vagrant-libvirt", plain=True)
     assert result.manifest["artifact"]["boxProvider"] == "libvirt"
     catalog = Catalog(tmp_path / "catalog")
@@ -43,7 +41,8 @@ def test_a_box_goes_up_as_a_node_and_away(baked: Bake, tmp_path: Path) -> None:
     work, home = tmp_path / "work", tmp_path / "home"
     work.mkdir()
     home.mkdir()
-    env = {"WORLD": str(tmp_path / "world"), "HOME": str(home), "VAGRANT_CHECKPOINT_DISABLE": "1"}
+    world = tmp_path / "world"
+    env = {"WORLD": str(world), "HOME": str(home), "VAGRANT_CHECKPOINT_DISABLE": "1"}
     log = tmp_path / "vagrant.log"
     command = [SCRIPTS / "world.sh", SCRIPTS / "life.sh", NAME, added.url]
     ended = RealRunner().run(command, env=env, cwd=work, log=log, timeout=1500, check=False)
@@ -52,8 +51,8 @@ def test_a_box_goes_up_as_a_node_and_away(baked: Bake, tmp_path: Path) -> None:
     kubelet = result.manifest["capabilities"]["kubelet"]
     for line in (
         "user: vagrant, root: root", "docker: systemd overlay2", f"kubelet: Kubernetes v{kubelet}",
-        "containerd: active", "failed: 0", "keys: 1, insecure: 0", "shared: hello",
+        "containerd: active", "failed: 0", "keys: 1, insecure: 0", "shared: hello", "mounts: 1",
     ):  # fmt: skip
         assert line in said, line
     assert any("Inserting generated public key" in line for line in said)
-    assert daemons() <= before, "nothing of it runs any more"
+    assert living_in(world) == [], "nothing of it runs any more"

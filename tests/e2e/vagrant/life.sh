@@ -9,6 +9,7 @@ Vagrant.configure("2") do |config|
 end
 RUBY
 echo hello > shared
+echo "mounts: $(grep -c "/${WORLD##*/}/lib " /proc/self/mountinfo)" # by which the test knows what is left
 vagrant up --provider libvirt
 # shellcheck disable=SC2016 # the guest expands it
 vagrant ssh -c '
