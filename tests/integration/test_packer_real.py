@@ -113,9 +113,9 @@ def test_the_deadline_ends_packer_and_its_clean_up_is_waited_for(tmp_path: Path)
 def test_an_interruption_is_passed_on_and_waited_for(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(
-        "import signal, sys, time\n"
-        "def end(*_):\n    time.sleep(0.3)\n    print('cleaned up', flush=True)\n    sys.exit(1)\n"
-        "signal.signal(signal.SIGTERM, end)\nprint('ready', flush=True)\ntime.sleep(60)\n"
+        "import os, signal, time\n"
+        "def end(*_):\n    time.sleep(0.3)\n    os.write(1, b'cleaned up\\n')\n    os._exit(1)\n"
+        "signal.signal(signal.SIGTERM, end)\nos.write(1, b'ready\\n')\ntime.sleep(60)\n"
     )
     said: list[str] = []
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from imagebuilder.bake import BakeOptions
-from imagebuilder.bake_packer import bake_packer, check_private, checksum_in, manifest_data, source_checksum
+from imagebuilder.bake import BakeOptions, bake
+from imagebuilder.bake_packer import check_private, checksum_in, manifest_data, source_checksum
 from imagebuilder.cells import plan_request
 from imagebuilder.errors import ToolMissingError, UnreachableError, UntrustedError, UsageError
 from imagebuilder.events import Progress
@@ -61,7 +61,7 @@ def test_without_packer_nothing_is_asked_and_nothing_written(tmp_path: Path) -> 
 
     options = BakeOptions(output=tmp_path / "out", cache=tmp_path / "cache")
     with pytest.raises(ToolMissingError) as caught:
-        bake_packer(PLAN, options=options, runner=Missing(), progress=Progress())  # type: ignore[arg-type]
+        bake(PLAN, options=options, runner=Missing(), progress=Progress())  # type: ignore[arg-type]
     assert "apt-get install packer" in caught.value.hint
     assert not (tmp_path / "out").exists()
 
