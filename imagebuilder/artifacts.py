@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imagebuilder import __version__
-from imagebuilder.direct import ovf
 from imagebuilder.direct.formats import FORMATS, Subject
 from imagebuilder.direct.jobs import installed_packages
 from imagebuilder.direct.sparse import OnProgress
 from imagebuilder.direct.virtual import DiskSource
-from imagebuilder.direct.vmdk import image_uuid
 from imagebuilder.plan import BuildPlan
 from imagebuilder.publish.boxes import PROVIDERS, BoxSpec, pack_box
 from imagebuilder.resolve import Lock
@@ -86,6 +84,9 @@ def write_artifact(disk: DiskSource, out: Path, packed: Packing, on_progress: On
 
 def description(box: BoxSpec, disk: Path) -> str:
     """Return the OVF description of a VirtualBox box."""
+    from imagebuilder.direct import ovf
+    from imagebuilder.direct.vmdk import image_uuid
+
     machine = ovf.Machine(
         name=box.name, disk=disk.name, disk_uuid=str(image_uuid(box.seed)), file_size=disk.stat().st_size,
         capacity=box.virtual_size, memory_mib=box.memory_mib, cpus=box.cpus,

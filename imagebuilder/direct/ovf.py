@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from xml.sax.saxutils import escape, quoteattr
+from html import escape  # of what XML knows too; xml.sax would bring a web client along
 
 STREAM = "http://www.vmware.com/interfaces/specifications/vmdk.html#streamOptimized"
 _SPACES = (
@@ -21,6 +21,10 @@ _SPACES = (
 )
 _CPU, _MEMORY, _NETWORK, _DISK = 3, 4, 10, 17  # resource types
 _LINUX_64 = 101  # CIM_OperatingSystem.OSType; more exact ones differ between hypervisors
+
+
+def _quoted(text: str) -> str:
+    return f'"{escape(text)}"'
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,14 +72,14 @@ class Machine:
 
 def render(machine: Machine, hardware: Hardware) -> str:
     """Return the OVF description."""
-    name, network = quoteattr(machine.name), quoteattr(hardware.network_name)
-    spaces = "\n".join(f"  xmlns{prefix}={quoteattr(uri)}" for prefix, uri in _SPACES)
+    name, network = _quoted(machine.name), _quoted(hardware.network_name)
+    spaces = "\n".join(f"  xmlns{prefix}={_quoted(uri)}" for prefix, uri in _SPACES)
     return f"""\
 <?xml version="1.0" encoding="UTF-8"?>
 <Envelope ovf:version="1.0" xml:lang="en-US"
 {spaces}>
   <References>
-    <File ovf:id="file1" ovf:href={quoteattr(machine.disk)} ovf:size="{machine.file_size}"/>
+    <File ovf:id="file1" ovf:href={_quoted(machine.disk)} ovf:size="{machine.file_size}"/>
   </References>
 {_sections(machine, network)}
   <VirtualSystem ovf:id={name}>
