@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from imagebuilder import __version__, resources
+from imagebuilder.artifacts import containerd_version, packing, write_artifact
 from imagebuilder.content import canonical_json, content_id, sha256_bytes, sha256_file, write_atomic
 from imagebuilder.direct.disk import VERSION, DiskSpec, write_disk
 from imagebuilder.direct.engine import DirectEngine, LayerJob
-from imagebuilder.direct.formats import FORMATS
 from imagebuilder.direct.jobs import installed_packages, layer_jobs
 from imagebuilder.direct.layers import Layer, LayerStore
 from imagebuilder.direct.sandbox import require_tools
@@ -101,7 +101,8 @@ def _bake(
     materials = fetcher.materials(plan, lock)
     jobs = layer_jobs(plan, lock, materials, resources.folder("provision"))
     spec = disk_spec(plan, lock, jobs)
-    artifact_id = content_id([FORMAT_VERSION, VERSION, plain(spec), plan.disk.format, [job.id for job in jobs]])
+    packed = packing(plan, lock, spec.seed)
+    artifact_id = content_id([FORMAT_VERSION, VERSION, plain(spec), plain(packed), [job.id for job in jobs]])
     if found := unchanged(folder, artifact_id):
         return found
 
@@ -122,7 +123,7 @@ def _bake(
         with progress.stage("disk", "Disk: partitions, boot loaders, root file system"):
             disk = write_disk(spec, layers, tools, work, runner, log)
         with progress.stage("pack", f"Artifact: {plan.disk.format}") as stage:
-            FORMATS[plan.disk.format].writer(disk, new, lambda done, all_: stage.update(done, all_, "B"))
+            write_artifact(disk, new, packed, lambda done, all_: stage.update(done, all_, "B"))
         with progress.stage("manifest", "Manifest and checksums"):
             store.settle()
             return publish(folder, artifact, artifact_id, manifest_data(plan, lock, layers, progress))
@@ -205,17 +206,16 @@ def _write_manifest(folder: Path, manifest: dict[str, Any], sums: str) -> None:
 def manifest_data(plan: BuildPlan, lock: Lock, layers: Sequence[Layer], progress: Progress) -> dict[str, Any]:
     """Return the manifest without the artifact's own facts."""
     packages = installed_packages(lock)
-    containerd = next((p.version for _, p in packages if p.name in ("containerd", "containerd.io")), plan.containerd)
     return {
         "apiVersion": "imagebuilder/v1",
         "kind": "Image",
         "id": plan.id,
         "tool": {"name": "imagebuilder", "version": __version__},
         "cell": plain(plan.cell),
-        "artifact": {"format": plan.disk.format, "virtualSize": plan.disk.size},
+        "artifact": {"format": plan.disk.format, "virtualSize": plan.disk.size} | _box(plan),
         "capabilities": {
             "kubelet": lock.kubernetes,
-            "containerd": containerd,
+            "containerd": containerd_version(plan, lock),
             "runtimes": ["containerd", "docker"],
             "init": plan.profile.init,
             "arch": plan.cell.arch,
@@ -233,6 +233,10 @@ def manifest_data(plan: BuildPlan, lock: Lock, layers: Sequence[Layer], progress
         "epoch": lock.epoch,
         "timings": progress.timings,
     }
+
+
+def _box(plan: BuildPlan) -> dict[str, str]:
+    return {"boxProvider": plan.target.box_provider} if plan.target.box_provider else {}
 
 
 def new_log(folder: Path, name: str) -> Path:

@@ -157,6 +157,14 @@ class HostError(ImagebuilderError):
     meaning = "The host refused an operation: disk full, permission, read-only file system."
 
 
+class CatalogError(ImagebuilderError):
+    """A catalog of boxes is not what it must be."""
+
+    ref = "catalog-broken"
+    exit_code = 22
+    meaning = "A folder is no catalog of boxes, or a file of the catalog is damaged; nothing in it was changed."
+
+
 class InterruptedByUserError(ImagebuilderError):
     """Ctrl-C or SIGTERM."""
 

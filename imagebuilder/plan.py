@@ -47,7 +47,7 @@ ENGINES = {
         name="direct",
         families=frozenset({"debian"}),
         architectures=frozenset({"amd64"}),
-        formats=frozenset({"raw", "qcow2"}),
+        formats=frozenset({"raw", "qcow2", "vmdk", "ova", "tar.gz", "vhd", "box"}),
         begins_with="bootstrap",
     ),
     "packer": Engine(

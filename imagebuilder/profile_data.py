@@ -101,6 +101,7 @@ class AwsImage(SourceImage):
     owner: str = Field(description="Account that publishes it.", pattern=r"^\d{12}$")
     name: str = Field(description="Name, with * for any text.")
     # With another name the build would get a second disk, and the root stay small (kubernetes-sigs/image-builder#317).
+    # What the profiles state is unconfirmed: aws ec2 describe-images --query 'Images[].RootDeviceName' tells.
     root_device: str = Field(default="/dev/sda1", description="Name of its root device.", pattern=r"^/dev/[a-z0-9]+$")
 
 

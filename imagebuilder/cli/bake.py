@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from imagebuilder.model import BuildRequest
 
 
+# What to type next, by the format of the artifact: the words around its folder. Other formats are for other programs.
+NEXT = {
+    "qcow2": ("boot", "--until", "login"),
+    "raw": ("boot", "--until", "login"),
+    "box": ("box add", "--catalog", "boxes"),
+}
+
+
 @click.command("bake")
 @request_options
 @click.option(
@@ -90,6 +98,6 @@ def render(result: BakeResult, seconds: float) -> str:
         ("kubernetes", str(result.manifest["capabilities"]["kubelet"])),
         ("time", f"{seconds:.1f} s{' (unchanged)' if result.unchanged else ''}"),
     ]
-    if result.artifact:
-        rows.append(("next", shlex.join(["imagebuilder", "boot", folder, "--until", "login"])))
+    if following := NEXT.get(result.manifest["artifact"]["format"]):
+        rows.append(("next", shlex.join(["imagebuilder", *following[0].split(), folder, *following[1:]])))
     return table(rows)

@@ -15,11 +15,8 @@ from pathlib import Path
 
 from imagebuilder.content import write_atomic
 from imagebuilder.direct import gpt
-from imagebuilder.direct.ext4.layout import lay_out
-from imagebuilder.direct.ext4.superblock import Identity
 from imagebuilder.direct.layers import Layer, full_disk_named
 from imagebuilder.direct.sandbox import Bind, Mount, Overlay, command
-from imagebuilder.direct.tree import merge
 from imagebuilder.direct.virtual import Piece, VirtualDisk, pieces_of_file, shifted
 from imagebuilder.errors import ArtifactError
 from imagebuilder.process import Runner
@@ -82,6 +79,10 @@ def write_disk(
 
 
 def _root_pieces(spec: DiskSpec, layers: Sequence[Layer], upper: Path, layout: gpt.Layout) -> list[Piece]:
+    from imagebuilder.direct.ext4.layout import lay_out
+    from imagebuilder.direct.ext4.superblock import Identity
+    from imagebuilder.direct.tree import merge
+
     tree = merge([upper, *(layer.root for layer in reversed(layers))], volumes(layers[-1]))
     return lay_out(tree, layout.root.size, Identity(uuid=layout.root_uuid, label="root", epoch=spec.epoch))
 

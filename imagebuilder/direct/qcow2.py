@@ -13,29 +13,30 @@ file, whatever the number of threads. (Another version of zstd may give other by
 from __future__ import annotations
 
 import array
-import itertools
 import os
 import struct
 import sys
-import threading
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Self
+from typing import IO
 
 import zstandard
 
 from imagebuilder import content
+from imagebuilder.direct.clusters import (
+    CLUSTER,
+    CLUSTER_BITS,
+    SECTOR,
+    Compress,
+    Compressor,
+    Flusher,
+    batches,
+    disk_size,
+    in_order,
+)
 from imagebuilder.direct.sparse import OnProgress
 from imagebuilder.direct.virtual import DiskSource
 from imagebuilder.errors import ArtifactError
-
-SECTOR = 512  # bytes: unit of the virtual size, and of a compressed cluster's length
-CLUSTER_BITS = 16
-CLUSTER = 1 << CLUSTER_BITS  # bytes: QEMU's default
 
 _MAGIC = b"QFI\xfb"
 # Spec "Header", bytes 0 to 71: magic, version, backing file's offset and length, cluster bits, virtual size,
@@ -57,9 +58,6 @@ _SECTORS_SHIFT = 62 - (CLUSTER_BITS - 8)  # spec "Compressed Clusters Descriptor
 _REFCOUNT_ORDER = 4
 _REFCOUNTS = CLUSTER // 2  # per refcount block
 
-_BATCH = 64  # clusters per task: 4 MiB, so that handing over tasks costs nothing next to compressing
-_AHEAD = 2  # tasks waiting per thread: bounds the memory to 4 + (1 + 2) x 4 MiB per thread
-_FLUSH = 32 << 20  # bytes per round of flushing: a tenth of a second at 300 MB/s
 _ZERO_CLUSTER = bytes(CLUSTER)
 
 _MAX_CLUSTER_BITS = 21  # spec "Header": QEMU's limit, 2 MiB
@@ -103,15 +101,13 @@ def write_qcow2(
     Raises:
         ArtifactError: the disk is empty, not a multiple of 512 bytes, or was cut short meanwhile.
     """
-    if disk.size == 0 or disk.size % SECTOR:
-        raise ArtifactError(f"a disk of {disk.size} bytes is no disk: not a multiple of {SECTOR} bytes")
-    with content.writing(out) as stream, _Flusher(stream) as flusher:
-        batches = list(_batches(disk.extents()))
-        total = sum(len(batch) for batch in batches) * CLUSTER
+    size = disk_size(disk)
+    with content.writing(out) as stream, Flusher(stream) as flusher:
+        todo = list(batches(disk))
+        total = sum(len(batch) for batch in todo) * CLUSTER
         done = 0
-        image = _Image(stream, disk.size)
-        compressor = _Compressor(disk, level)
-        for batch, blobs in _in_order(compressor, batches, threads):
+        image = _Image(stream, size)
+        for batch, blobs in in_order(Compressor(disk, lambda: _zstd(level)), todo, threads):
             for index, blob in blobs:
                 image.add(index, blob)
             flusher.nudge(image.end)
@@ -121,98 +117,15 @@ def write_qcow2(
         image.finish()
 
 
-def _batches(extents: Iterable[tuple[int, int]]) -> Iterator[range]:
-    """Yield the clusters that extents touch, each once, as ascending ranges of at most ``_BATCH``."""
-    free = 0  # clusters before this one were yielded
-    for start, end in extents:
-        first, stop = max(start // CLUSTER, free), -(-end // CLUSTER)
-        for index in range(first, stop, _BATCH):
-            yield range(index, min(index + _BATCH, stop))
-        free = max(free, stop)
+def _zstd(level: int) -> Compress:
+    """Return a thread's compressing function; a cluster that does not shrink stays as it is."""
+    context = zstandard.ZstdCompressor(level=level)
 
+    def compress(cluster: memoryview) -> bytes:
+        blob = context.compress(cluster)
+        return blob if len(blob) < CLUSTER else bytes(cluster)
 
-class _Compressor:
-    """Reads clusters and compresses them; any number of threads may call it."""
-
-    def __init__(self, disk: DiskSource, level: int) -> None:
-        self._disk, self._level = disk, level
-        self._local = threading.local()
-
-    def __call__(self, batch: range) -> list[tuple[int, bytes]]:
-        """Return index and bytes of each cluster that is not zero; 64 KiB of bytes are not compressed."""
-        buffer, context = self._tools()
-        view, blobs = memoryview(buffer), []
-        self._read(batch, view[: len(batch) * CLUSTER])
-        for at, index in enumerate(batch):
-            # Compares in place: a slice would copy, and hold up the other threads for it.
-            if not buffer.startswith(_ZERO_CLUSTER, at * CLUSTER):
-                cluster = view[at * CLUSTER : (at + 1) * CLUSTER]
-                blob = context.compress(cluster)
-                blobs.append((index, blob if len(blob) < CLUSTER else bytes(cluster)))
-        return blobs
-
-    def _tools(self) -> tuple[bytearray, zstandard.ZstdCompressor]:
-        """Return this thread's buffer (new memory per batch costs page faults) and its zstd context."""
-        if not hasattr(self._local, "tools"):
-            self._local.tools = bytearray(_BATCH * CLUSTER), zstandard.ZstdCompressor(level=self._level)
-        tools: tuple[bytearray, zstandard.ZstdCompressor] = self._local.tools
-        return tools
-
-    def _read(self, batch: range, view: memoryview) -> None:
-        start, stop = batch.start * CLUSTER, min(batch.stop * CLUSTER, self._disk.size)
-        self._disk.read_into(start, view[: stop - start])
-        view[stop - start :] = bytes(len(view) - (stop - start))  # the disk may end within a cluster
-
-
-def _in_order(
-    compressor: _Compressor, batches: Iterable[range], threads: int
-) -> Iterator[tuple[range, list[tuple[int, bytes]]]]:
-    """Yield batches with their compressed clusters in order, working on a bounded number ahead."""
-    todo = iter(batches)
-    with ThreadPoolExecutor(threads, thread_name_prefix="qcow2") as pool:
-        running: deque[tuple[range, Future[list[tuple[int, bytes]]]]] = deque()
-        for batch in itertools.islice(todo, threads * (1 + _AHEAD)):
-            running.append((batch, pool.submit(compressor, batch)))
-        while running:
-            batch, future = running.popleft()
-            blobs = future.result()
-            for following in itertools.islice(todo, 1):
-                running.append((following, pool.submit(compressor, following)))
-            yield batch, blobs
-
-
-class _Flusher:
-    """Sends what was written to the disk meanwhile, so that the fsync at the end finds little left to do.
-
-    The kernel reports a write error to one fsync only, so every round's result is looked at.
-    """
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._fd = stream.fileno()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="flush")
-        self._running: Future[None] = Future()
-        self._running.set_result(None)
-        self._sent = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._pool.shutdown()
-        if kind is None:
-            self._running.result()
-
-    def nudge(self, end: int) -> None:
-        """Start another round when there is enough for one and the last one has ended.
-
-        Raises:
-            OSError: the last one failed.
-        """
-        if end - self._sent >= _FLUSH and self._running.done():
-            self._running.result()
-            self._sent, self._running = end, self._pool.submit(os.fdatasync, self._fd)
+    return compress
 
 
 class _Image:

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Protocol, Self
+from typing import IO, NamedTuple, Protocol, Self
 
 from imagebuilder import content
 from imagebuilder.direct.sparse import BLOCK, CHUNK, OnProgress, data_extents, nonzero_runs
@@ -186,18 +186,23 @@ def materialize(disk: DiskSource, out: Path, on_progress: OnProgress | None = No
     Raises:
         ArtifactError: see :meth:`DiskSource.read_into`.
     """
+    with content.writing(out) as stream:
+        stream.truncate(disk.size)
+        copy_data(disk, stream, on_progress)
+
+
+def copy_data(disk: DiskSource, stream: IO[bytes], on_progress: OnProgress | None = None) -> None:
+    """Copy what is not zero into a file that reads as zeros, at the same offsets; see :func:`materialize`."""
     buffer = bytearray(CHUNK)
     extents = list(disk.extents())
     done, total = 0, sum(end - start for start, end in extents)
-    with content.writing(out) as stream:
-        stream.truncate(disk.size)
-        for first, end in extents:
-            for position in range(first, end, CHUNK):
-                view = memoryview(buffer)[: min(CHUNK, end - position)]
-                disk.read_into(position, view)
-                for start, stop in nonzero_runs(buffer, len(view)):
-                    stream.seek(position + start)
-                    stream.write(view[start:stop])
-                done += len(view)
-                if on_progress is not None:
-                    on_progress(done, total)
+    for first, end in extents:
+        for position in range(first, end, CHUNK):
+            view = memoryview(buffer)[: min(CHUNK, end - position)]
+            disk.read_into(position, view)
+            for start, stop in nonzero_runs(buffer, len(view)):
+                stream.seek(position + start)
+                stream.write(view[start:stop])
+            done += len(view)
+            if on_progress is not None:
+                on_progress(done, total)

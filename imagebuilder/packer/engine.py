@@ -36,6 +36,8 @@ CREDENTIALS = (
 )  # fmt: skip
 SECRET = re.compile(r"PASS|SECRET|TOKEN|KEY|CREDENTIAL|ACTIVATION|PKR_VAR_", re.I)
 SHORTEST = 6  # characters of a value that is masked: shorter ones are words of every log
+# Packer's words around the message of a variable's own validation rule.
+REFUSED_VALUE = re.compile(r"Invalid value for.*?\)\s*\n(.*?)\n\s*This was checked by the validation rule", re.S)
 INSTALL = "apt-get install packer, or Packer from its publisher"
 
 
@@ -155,8 +157,12 @@ class PackerEngine:
         if unset:
             hint = " ".join(f"export PKR_VAR_{name}=..." for name in dict.fromkeys(unset))
             raise UsageError(f"a variable has no value: {', '.join(dict.fromkeys(unset))}", context=context, hint=hint)
+        if refused := REFUSED_VALUE.search(context):
+            message = f"a variable has no usable value: {' '.join(refused[1].split())}"
+            raise UsageError(message, hint="--var-file FILE, or export PKR_VAR_<name>=...")
         first = found[0].short if found else "packer says nothing more"
-        raise CheckFailedError(f"packer does not take the folder: {first}", context=context, hint=f"cd {work}")
+        hint = "imagebuilder template writes the same folder, to look at and to validate by hand"
+        raise CheckFailedError(f"packer does not take the folder: {first}", context=context, hint=hint)
 
     def _failure(self, result: Result, output: Output) -> ImagebuilderError:
         """Return the error of a failed build: the step where there is one, else what packer says."""

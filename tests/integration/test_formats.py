@@ -72,14 +72,39 @@ def damaged(path: Path, offset: int) -> None:
         stream.write(b"\xff" * 8)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", [name for name, row in FORMATS.items() if row.qemu])
 def test_qemu_reads_every_format_as_the_same_disk(name: str, disk: Path, tmp_path: Path) -> None:
     qemu_img = needs("qemu-img")
     out = tmp_path / f"image{FORMATS[name].extension}"
     write(disk, out, name)
-    info = json.loads(run(qemu_img, "info", "--output=json", out))
-    assert (info["format"], info["virtual-size"]) == (name, SIZE)
-    run(qemu_img, "compare", "-f", "raw", "-F", name, disk, out)
+    qemu = FORMATS[name].qemu
+    # A fixed VHD begins with the disk itself: its format has to be named.
+    info = json.loads(run(qemu_img, "info", *(["-f", qemu] if qemu == "vpc" else []), "--output=json", out))
+    assert (info["format"], info["virtual-size"]) == (qemu, SIZE)
+    run(qemu_img, "compare", "-f", "raw", "-F", qemu, disk, out)
+
+
+def test_qemu_finds_no_fault_in_a_vmdk_image(disk: Path, tmp_path: Path) -> None:
+    qemu_img = needs("qemu-img")
+    write(disk, tmp_path / "image.vmdk", "vmdk")
+    assert "No errors" in run(qemu_img, "check", "-f", "vmdk", tmp_path / "image.vmdk")
+    info = json.loads(run(qemu_img, "info", "--output=json", tmp_path / "image.vmdk"))
+    assert info["format-specific"]["data"]["create-type"] == "streamOptimized"
+
+
+def test_gnu_tar_unpacks_the_disk_sparse(disk: Path, tmp_path: Path) -> None:
+    tar = needs("tar")
+    write(disk, tmp_path / "image.tar.gz", "tar.gz")
+    (tmp_path / "unpacked").mkdir()
+    run(tar, "-C", tmp_path / "unpacked", "-xzf", tmp_path / "image.tar.gz")
+    assert (tmp_path / "unpacked/disk.raw").read_bytes() == disk.read_bytes()
+
+
+def test_gnu_tar_unpacks_an_ova(disk: Path, tmp_path: Path) -> None:
+    tar, qemu_img = needs("tar"), needs("qemu-img")
+    write(disk, tmp_path / "image.ova", "ova")
+    run(tar, "-C", tmp_path, "-xf", tmp_path / "image.ova")
+    run(qemu_img, "compare", "-f", "raw", "-F", "vmdk", disk, tmp_path / "image-disk001.vmdk")
 
 
 def test_qemu_finds_no_fault_and_no_leak_in_a_qcow2_image(disk: Path, tmp_path: Path) -> None:

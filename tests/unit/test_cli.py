@@ -313,7 +313,8 @@ def test_plan_in_words(capsys: Capture) -> None:
     ]  # fmt: skip
     assert "  1 packages: tmux" in lines
     for step in load_steps():
-        assert f"  {step.order:02d}  {step.title}" in lines
+        here = "debian" in step.families and not step.when  # no fact of "when" is true of this cell
+        assert (f"  {step.order:02d}  {step.title}" in lines) is here
 
 
 def test_plan_as_json(capsys: Capture) -> None:

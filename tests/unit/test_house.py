@@ -16,12 +16,12 @@ PACKAGE = ROOT / "imagebuilder"
 # DESIGN, section 9: imports go downward in this list, or stay within a line.
 LEVELS = (
     {"cli", "__main__"},
-    {"bake", "bake_packer", "templates", "release", "doctor"},
+    {"artifacts", "bake", "bake_packer", "templates", "release", "doctor"},
     {"direct", "packer", "verify", "publish", "datapackage", "pki"},
     {"vm"},
     {"cells", "plan", "recipe_env", "resolve", "fetch"},
     {"profile_data", "profiles", "targets", "steps", "images", "compat", "config", "schema", "strict", "sources"},
-    {"process", "events", "resources", "content"},
+    {"process", "events", "resources", "content", "gzips"},
     {"model", "errors", "__init__"},
 )
 ROOMS = LEVELS[2]  # none of them imports another

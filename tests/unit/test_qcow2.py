@@ -16,6 +16,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from imagebuilder.direct import clusters as clusters_module
 from imagebuilder.direct import qcow2
 from imagebuilder.direct.formats import FORMATS
 from imagebuilder.direct.qcow2 import CLUSTER, read_header
@@ -252,7 +253,7 @@ def test_work_ahead_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     raw = make_disk(tmp_path / "disk.raw", [("text", 64 * 40)])
     read = written = most = 0
 
-    class Counting(qcow2._Compressor):
+    class Counting(qcow2.Compressor):
         def __call__(self, batch: range) -> list[tuple[int, bytes]]:
             nonlocal read, most
             read += 1
@@ -265,7 +266,7 @@ def test_work_ahead_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             time.sleep(0.5)  # long enough for the threads to do all that they were given
         written += 1
 
-    monkeypatch.setattr(qcow2, "_Compressor", Counting)
+    monkeypatch.setattr(qcow2, "Compressor", Counting)
     write_qcow2(raw, tmp_path / "out", threads=2, on_progress=progress)
     assert read == written == 40
     assert 1 <= most <= 2 * 3 + 1
@@ -303,7 +304,7 @@ def test_failed_flush_is_not_lost(clusters: int, tmp_path: Path, monkeypatch: py
         if calls == 1:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(qcow2, "_FLUSH", 4 * CLUSTER)
+    monkeypatch.setattr(clusters_module, "_FLUSH", 4 * CLUSTER)
     monkeypatch.setattr(os, "fdatasync", flush)
     with pytest.raises(OSError, match="No space left"):
         write_qcow2(raw, tmp_path / "disk.qcow2")
@@ -344,4 +345,8 @@ def test_formats_are_found_by_their_names() -> None:
     assert {name: (row.name, row.extension) for name, row in FORMATS.items()} == {
         "raw": ("raw", ".raw"),
         "qcow2": ("qcow2", ".qcow2"),
+        "vmdk": ("vmdk", ".vmdk"),
+        "vhd": ("vhd", ".vhd"),
+        "ova": ("ova", ".ova"),
+        "tar.gz": ("tar.gz", ".tar.gz"),
     }

@@ -127,8 +127,9 @@ def geometry(size: int) -> Geometry:
     if not MIN_BLOCKS <= blocks < MAX_BLOCKS:
         what = f"a root partition of {size >> 20} MiB is too {'small' if blocks < MIN_BLOCKS else 'large'}"
         raise ArtifactError(what, hint="choose another size_gib in the target")
+    inodes = blocks * BLOCK // INODE_RATIO
     while True:
-        found = _of_blocks(blocks)
+        found = _of_blocks(blocks, inodes)
         # e2fsprogs, ext2fs_initialize(): a last group needs room for its tables, and 50 blocks more.
         last = found.groups - 1
         rest = found.group_end(last) - found.group_start(last)
@@ -137,9 +138,9 @@ def geometry(size: int) -> Geometry:
         blocks -= rest
 
 
-def _of_blocks(blocks: int) -> Geometry:
+def _of_blocks(blocks: int, inodes: int) -> Geometry:
     groups = -(-blocks // GROUP_BLOCKS)
-    per_group = -(-(blocks * BLOCK // INODE_RATIO) // groups)
+    per_group = -(-inodes // groups)
     table_blocks = -(-per_group // INODES_PER_BLOCK)
     per_block = BLOCK // DESCRIPTOR_SIZE
     descriptor_blocks = -(-groups // per_block)

@@ -9,6 +9,8 @@
 
 want_tool sudo
 id -u vagrant > /dev/null 2>&1 || useradd --create-home --shell /bin/bash vagrant
+usermod --password '*' vagrant # no password, but not locked either: sshd refuses locked accounts without PAM
+! getent group docker > /dev/null || usermod --append --groups docker vagrant
 printf 'vagrant ALL=(ALL) NOPASSWD: ALL\n' | put /etc/sudoers.d/vagrant 0440
 home=$(getent passwd vagrant | cut -d: -f6)
 put "$home/.ssh/authorized_keys" 0600 < "$IB_PROVISION/files/vagrant.pub"

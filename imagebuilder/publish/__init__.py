@@ -1,0 +1,1 @@
+"""Publishing: what happens to an artifact after it was made."""

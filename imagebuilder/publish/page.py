@@ -1,0 +1,51 @@
+"""The page beside a catalog's JSON: what there is, and how to use it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import jinja2
+
+from imagebuilder.publish.catalogfile import BoxEntry, State, file_url, newest_first
+
+_TEMPLATE = Path(__file__).with_name("index.html.j2")
+_KIB = 1024
+
+
+def render_page(state: State, boxes: Sequence[BoxEntry]) -> str:
+    """Return ``index.html``. The same catalog gives the same page: there is no clock in it."""
+    rows = [
+        {
+            "name": box.name,
+            "anchor": box.name.replace("/", "--"),
+            "description": box.description,
+            "url": file_url(state.url, f"{box.name}.json"),
+            "link": f"{box.name}.json",
+            "versions": newest_first(box.versions),
+        }
+        for box in boxes
+        if box.versions
+    ]
+    return _template().render(state=state, boxes=rows)
+
+
+def size(count: int) -> str:
+    """Return a number of bytes for people."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if value < _KIB:
+            return f"{value:.0f} {unit}"
+        value /= _KIB
+    return f"{value:.1f} GiB"
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters["size"] = size
+    return environment.from_string(_TEMPLATE.read_text("utf-8"))
