@@ -161,8 +161,8 @@ def missing(words: list[str]) -> str:
         pytest.param(Ending(answers(validate="1,,ui,error,Error: Unsupported argument\\n\\n  on sources.pkr.hcl "
                                     "line 3:\\n  (source code not available)\\n\n"), codes={"validate": 1}),
                      CheckFailedError, r"sources\.pkr\.hcl:3: Unsupported argument", "imagebuilder template", id="hcl"),
-        pytest.param(Ending(answers(validate="1,,ui,error,Error: broken\\n\n")), CheckFailedError, "broken", "imagebuilder template",
-                     id="error-with-0"),
+        pytest.param(Ending(answers(validate="1,,ui,error,Error: broken\\n\n")), CheckFailedError, "broken",
+                     "imagebuilder template", id="error-with-0"),
         pytest.param(Ending(answers(validate="1,,ui,say,Warning: Undefined variable\\n\\nA \"foo\"\n")),
                      CheckFailedError, "Undefined variable", "imagebuilder template", id="undefined-variable"),
         pytest.param(Ending(answers(build="1,,error-count,1\n1,qemu.node,error,disk%!(PACKER_COMMA) full\n"),
