@@ -215,17 +215,17 @@ def manifest_data(plan: BuildPlan, lock: Lock, layers: Sequence[Layer], progress
         "artifact": {"format": plan.disk.format, "virtualSize": plan.disk.size} | _box(plan),
         "capabilities": {
             "kubelet": lock.kubernetes,
-            "containerd": containerd_version(plan, lock),
-            "runtimes": ["containerd", "docker"],
+            "containerd": containerd_version(plan, lock) if lock.kubernetes else "",
+            "runtimes": ["containerd", "docker"] if lock.kubernetes else [],
             "init": plan.profile.init,
             "arch": plan.cell.arch,
             "firmware": list(plan.disk.firmware),
-            "pauseImage": plan.pause_image,
+            "pauseImage": lock.pause.reference if lock.pause else "",
         },
         "sources": {name: {"kind": taken.kind, "version": taken.version} for name, taken in lock.taken.items()},
         "notes": list(lock.notes),
         "layers": [{"name": layer.info["name"], "id": layer.id, "steps": layer.info["steps"]} for layer in layers],
-        "images": [image.reference for image in (lock.pause, *lock.images)],
+        "images": [image.reference for image in (lock.pause, *lock.images) if image],
         "packages": [
             {"name": p.name, "version": p.version, "arch": p.arch, "sha256": p.sha256, "layer": layer}
             for layer, p in packages

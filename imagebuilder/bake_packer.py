@@ -88,7 +88,8 @@ def _supplies(
         materials = fetcher.materials(plan, lock)
         plan = replace(plan, sources={name: (taken.kind,) for name, taken in lock.taken.items()})
         supplies = Supplies(
-            kubernetes=lock.kubernetes, payloads=materials.payloads, pause=materials.pause.path,
+            kubernetes=lock.kubernetes, payloads=materials.payloads,
+            pause=materials.pause.path if materials.pause else None,
             images=tuple(image.path for image in materials.images),
         )  # fmt: skip
     else:

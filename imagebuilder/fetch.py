@@ -41,7 +41,7 @@ class Materials:
     """What the layers are made from, apart from packages: payload folders per component, and image archives."""
 
     payloads: Mapping[str, Path]
-    pause: Archive
+    pause: Archive | None
     images: tuple[Archive, ...]
 
 
@@ -68,7 +68,7 @@ class Fetcher:
                 payloads[name] = folder
         return Materials(
             payloads=payloads,
-            pause=self._image(lock.pause, plan, lock),
+            pause=self._image(lock.pause, plan, lock) if lock.pause else None,
             images=tuple(self._image(image, plan, lock) for image in lock.images),
         )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 LAYERS = ("base", "runtime", "kubernetes", "site")
+BARE_LAYERS = ("base", "site")  # of an image without docker and Kubernetes
 FORMAT_VERSION = 1  # of layers and artifacts; part of every id: raise it when the engine's output changes
 
 
@@ -35,6 +36,7 @@ class BuildRequest:
         keys: mirror name to the fingerprint of the key that signs it, where it is not upstream's own.
         overlays, scripts: absolute paths, in the order they are applied.
         images: registry references, or paths of OCI archives or image TOML files.
+        bare: only the operating system, ssh and cloud-init: what Packer starts from elsewhere.
     """
 
     os: str
@@ -47,6 +49,7 @@ class BuildRequest:
     overlays: tuple[Path, ...] = ()
     scripts: tuple[Path, ...] = ()
     images: tuple[str, ...] = ()
+    bare: bool = False
     sources: Mapping[str, str] = field(default_factory=dict)
     mirrors: Mapping[str, str] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)

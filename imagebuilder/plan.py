@@ -8,13 +8,13 @@ ids of the layers follow from both (:func:`layer_ids`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from imagebuilder.compat import Compat, minor_of
 from imagebuilder.content import content_id
 from imagebuilder.errors import UsageError
-from imagebuilder.model import FORMAT_VERSION, LAYERS, BuildRequest, Cell, plain
+from imagebuilder.model import BARE_LAYERS, FORMAT_VERSION, LAYERS, BuildRequest, Cell, plain
 from imagebuilder.profile_data import Component, Profile, Repository, SourceImage
 from imagebuilder.steps import Step, select
 from imagebuilder.strict import did_you_mean
@@ -22,6 +22,8 @@ from imagebuilder.targets import Target
 
 GIB = 1 << 30
 BELOW = {"runtime": "base", "kubernetes": "runtime", "site": "kubernetes", "tools": "base"}
+BARE = ("cloud-init",)  # what a bare image has for whoever goes on with it; every family calls it so
+NOT_BARE = "--bare is for the direct engine, and takes no container images"
 FILE_SOURCE = "file"  # --source kubernetes=file:<dir>: taken from a folder, whatever the profile lists
 
 
@@ -111,8 +113,9 @@ class BuildPlan:
     request: BuildRequest
 
     def layer(self, name: str) -> LayerPlan:
-        """Return one layer by name."""
-        return next(layer for layer in self.layers if layer.name == name)
+        """Return one layer by name; an empty one where the image goes without it."""
+        found = (layer for layer in self.layers if layer.name == name)
+        return next(found, LayerPlan(name=name, packages=(), steps=()))
 
     def component(self, name: str) -> Component:
         """Return a component of the profile."""
@@ -158,6 +161,10 @@ def plan(
     """
     cell = Cell(os=profile.name, release=profile.release, arch=profile.arch, target=target.name)
     engine, reason = choose_engine(request.engine, profile, target)
+    if request.bare and (engine != "direct" or request.images):
+        raise UsageError(NOT_BARE, hint="imagebuilder bake --bare --os debian --target qemu")
+    if request.bare:
+        request = replace(request, packages=(*request.packages, *BARE))
     sources = choose_sources(profile, request.sources)
     docker = sources["docker"][0]
     containerd = profile.containerd_version(docker)
@@ -166,10 +173,10 @@ def plan(
     compat.check(kubernetes, containerd)
     minor = minor_of(kubernetes)
     return BuildPlan(
-        id=f"{cell}-k{minor}",
+        id=f"{cell}-bare" if request.bare else f"{cell}-k{minor}",
         cell=cell, engine=engine, engine_reason=reason, profile=profile, target=target,
         kubernetes=kubernetes, kubernetes_minor=minor, known_patch=known.patch, containerd=containerd,
-        pause_image=known.pause, sources=sources,
+        pause_image=known.pause, sources={} if request.bare else sources,
         layers=_layers(request, profile, target, steps, docker, engine),
         disk=DiskPlan(
             format=target.format, extension=target.extension, size=target.size_gib * GIB,
@@ -277,21 +284,21 @@ def _layers(
         "kubernetes": (),  # only when the sources taken are packages: resolve adds them
         "site": (*target.packages(profile.name, profile.family), *request.packages),
     }
-    chosen = select(steps, profile.family, target.name, _facts(profile, target, engine))
+    chosen = select(steps, profile.family, target.name, _facts(request, profile, target, engine))
     return tuple(
         LayerPlan(
             name=name,
             packages=packages[name],
             steps=tuple(step for step in chosen if step.layer == name and profile.init in step.inits),
         )
-        for name in LAYERS
+        for name in (BARE_LAYERS if request.bare else LAYERS)
     )
 
 
-def _facts(profile: Profile, target: Target, engine: str) -> list[str]:
+def _facts(request: BuildRequest, profile: Profile, target: Target, engine: str) -> list[str]:
     """Return what is true of a cell, of what the ``when:`` of a step may ask for."""
     known = {
-        "cloud_init": target.cloud_init,
+        "cloud_init": target.cloud_init or request.bare,
         "repositories": engine == "packer",  # the direct engine has a repository of its own, of what is locked
         "subscription": profile.subscription,
         "vagrant": bool(target.box_provider),

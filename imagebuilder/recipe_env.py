@@ -34,7 +34,7 @@ def environment(
     for layer in ("base", "runtime"):
         env[f"IB_{layer.upper()}_PACKAGES"] = " ".join(plan.layer(layer).packages)
     env |= {
-        "IB_RUNTIME_PACKAGES": " ".join(packages["docker"]),
+        "IB_RUNTIME_PACKAGES": " ".join(packages.get("docker", ())),
         "IB_KUBERNETES_VERSION": kubernetes,
         "IB_GUEST_PACKAGES": " ".join(plan.target.packages(plan.profile.name, plan.profile.family)),
         "IB_SITE_PACKAGES": " ".join(plan.request.packages),

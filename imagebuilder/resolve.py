@@ -84,7 +84,7 @@ class Lock:
     epoch: int
     taken: Mapping[str, Taken]
     packages: Mapping[str, tuple[LockedPackage, ...]]
-    pause: LockedImage
+    pause: LockedImage | None
     images: tuple[LockedImage, ...]
     apt_sources: str
     apt_folder: str
@@ -92,8 +92,8 @@ class Lock:
 
     @property
     def kubernetes(self) -> str:
-        """Return the exact Kubernetes version."""
-        return self.taken["kubernetes"].version
+        """Return the exact Kubernetes version; empty for a bare image."""
+        return self.taken["kubernetes"].version if "kubernetes" in self.taken else ""
 
 
 @dataclass(kw_only=True)
@@ -223,10 +223,9 @@ class _Asking:
             self._folder.update(self._with.log, self._with.downloader)
         epoch = self._folder.epoch()
         taken = {name: self._take(name) for name in self._plan.sources}
-        pause_file = resources.folder("components") / "images/pause.toml"
-        pause = self._image(ImageRequest(text=str(pause_file), data=load_image(pause_file, self._plan.pause_image)))
+        pause = None if self._plan.request.bare else self._pause()
         locked = tuple(self._image(image) for image in images)
-        packages = self._packages(taken, [pause, *locked])
+        packages = self._packages(taken, [*([pause] if pause else []), *locked])
         found = {package.name: package.version for package in packages["runtime"]}
         if containerd := found.get("containerd", found.get("containerd.io", "")):  # the plan knew the profile's only
             load_compat().check(taken["kubernetes"].version, containerd)
@@ -240,6 +239,10 @@ class _Asking:
             images=locked,
             notes=tuple(self._notes),
         )
+
+    def _pause(self) -> LockedImage:
+        path = resources.folder("components") / "images/pause.toml"
+        return self._image(ImageRequest(text=str(path), data=load_image(path, self._plan.pause_image)))
 
     def _note(self, text: str) -> None:
         self._notes.append(text)
@@ -368,7 +371,7 @@ class _Asking:
             wanted[LAYER_OF[name]] += source.packages
         roots: dict[str, tuple[str, ...]] = {"base": ("?essential", "apt", *wanted["base"])}
         for layer in ("runtime", "kubernetes", "site"):
-            roots[layer] = (*roots[BELOW[layer]], *wanted[layer])
+            roots[layer] = (*roots[BELOW[layer]], *wanted.get(layer, ()))
         roots["tools"] = (*roots["base"], *profile.packages.tools)
         # A layer that asks for nothing new needs no answer of its own; apt takes two seconds for each.
         different = {layer: names for layer, names in roots.items() if names != roots.get(BELOW.get(layer, ""))}

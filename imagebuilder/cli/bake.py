@@ -94,8 +94,9 @@ def render(result: BakeResult, seconds: float) -> str:
     rows = [("image", f"{image['builder']}: {image['id']}") for image in result.manifest["artifact"].get("images", [])]
     if result.artifact:
         rows += [("artifact", os.path.relpath(result.artifact)), ("size", size(result.artifact.stat().st_size))]
+    if version := result.manifest["capabilities"]["kubelet"]:
+        rows.append(("kubernetes", str(version)))
     rows += [
-        ("kubernetes", str(result.manifest["capabilities"]["kubelet"])),
         ("time", f"{seconds:.1f} s{' (unchanged)' if result.unchanged else ''}"),
     ]
     if following := NEXT.get(result.manifest["artifact"]["format"]):

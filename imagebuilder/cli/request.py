@@ -32,6 +32,7 @@ class Wishes:
     overlay: tuple[Path, ...] = ()
     script: tuple[Path, ...] = ()
     image: tuple[str, ...] = ()
+    bare: bool = False
     source: Pairs = ()
     mirror: Pairs = ()
     file: Path | None = None
@@ -66,6 +67,8 @@ OPTIONS = (
                  help="A script to run in the root tree, after the overlays; repeatable."),
     click.option("--image", multiple=True, metavar="FILE|REF",
                  help="A container image to preload: a reference, an OCI archive or an image's TOML file; repeatable."),
+    click.option("--bare", is_flag=True,
+                 help="Only the operating system, ssh and cloud-init: what Packer starts from elsewhere."),
     click.option("--source", multiple=True, metavar="COMPONENT=KIND", type=pair,
                  help="Take a component only from there, for instance kubernetes=go-modules; repeatable."),
     click.option("--mirror", multiple=True, metavar="NAME=URL", type=pair,
@@ -123,7 +126,7 @@ def make_request(wishes: Wishes, folder: Path, *, every: bool = False) -> BuildR
         engine=wishes.engine, packages=_joined(config.package, wishes.package),
         overlays=_joined(config.overlay, (folder / path for path in wishes.overlay)),
         scripts=_joined(config.script, (folder / path for path in wishes.script)),
-        images=_joined(config.image, images), sources={**config.source, **sources}, mirrors=mirrors,
+        images=_joined(config.image, images), bare=wishes.bare, sources={**config.source, **sources}, mirrors=mirrors,
         keys={key: mirror.key.upper() for key, mirror in config.mirror.items() if mirror.key and key not in typed},
     )  # fmt: skip
     check_paths(request)

@@ -77,7 +77,7 @@ def _inputs(name: str, lock: Lock, materials: Materials, site: Mapping[str, Any]
     if name == "base":
         inputs |= {"sources": lock.apt_sources}
     if name == "kubernetes":
-        inputs |= {"version": lock.kubernetes, "pause": materials.pause.id}
+        inputs |= {"version": lock.kubernetes, "pause": materials.pause.id if materials.pause else ""}
     if name == "site":
         inputs |= {**site, "images": [image.id for image in materials.images]}
     return inputs
@@ -95,7 +95,8 @@ def _binds(plan: BuildPlan, materials: Materials) -> dict[str, list[Bind]]:
     binds: dict[str, list[Bind]] = {layer.name: [] for layer in plan.layers}
     for component, folder in materials.payloads.items():
         binds[LAYER_OF[component]].append(Bind(source=folder, target=f"{INSIDE}/payload/{component}"))
-    binds["kubernetes"].append(Bind(source=materials.pause.path, target=f"{INSIDE}/pause.tar"))
+    if materials.pause:
+        binds["kubernetes"].append(Bind(source=materials.pause.path, target=f"{INSIDE}/pause.tar"))
     site = binds["site"]
     for number, path in _numbered(plan.request.overlays):
         site.append(Bind(source=path, target=f"{INSIDE}/overlays/{number}"))

@@ -250,6 +250,22 @@ def test_packages_go_where_they_belong() -> None:
     assert made.layer("kubernetes").packages == ()
 
 
+def test_a_bare_image_shares_its_base_and_has_neither_runtime_nor_kubernetes() -> None:
+    bare, whole = wanted(bare=True, packages=("tmux",)), wanted()
+    assert bare.id == "debian-13-amd64-qemu-bare"
+    assert [layer.name for layer in bare.layers] == ["base", "site"]
+    assert bare.layers[0] == whole.layers[0]
+    assert bare.layer("site").packages == ("tmux", "cloud-init")
+    assert bare.sources == {}
+    assert bare.layer("kubernetes").steps == ()
+
+
+@pytest.mark.parametrize("changes", [{"engine": "packer"}, {"images": ("nginx",)}, {"os": "centos"}], ids=str)
+def test_what_cannot_be_bare(changes: Any) -> None:
+    with pytest.raises(UsageError, match="--bare is for the direct engine"):
+        wanted(bare=True, **changes)
+
+
 def test_os_and_release_are_split() -> None:
     assert split_os("debian-13") == ("debian", "13")
     assert split_os("debian") == ("debian", "")

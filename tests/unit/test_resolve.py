@@ -257,6 +257,14 @@ def test_the_containerd_that_was_found_must_carry_the_kubelet(world: World) -> N
     assert not (world.cache / "resolved").exists()
 
 
+def test_a_bare_image_asks_for_packages_alone(world: World) -> None:
+    lock = world.resolve(wanted(bare=True))
+    assert (lock.taken, lock.pause, lock.images, lock.kubernetes) == ({}, None, (), "")
+    assert [package.name for package in lock.packages["site"]] == ["cloud-init"]
+    assert world.net.asked == []
+    assert world.resolve(wanted(bare=True)) == lock  # as it is remembered
+
+
 def test_programs_come_from_packages_when_no_module_proxy_answers(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
