@@ -1,0 +1,54 @@
+"""A real Packer builds a node on top of a bare image of ours: it must pass what the direct engine's image passes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from imagebuilder import process
+from imagebuilder.bake import BakeOptions, BakeResult, bake
+from imagebuilder.cells import plan_request
+from imagebuilder.config import load_config
+from imagebuilder.content import write_atomic
+from imagebuilder.events import Progress
+from imagebuilder.model import BuildRequest
+from imagebuilder.process import RealRunner
+from tests.e2e.conftest import EXAMPLE, Boot, needs_bake, needs_qemu
+from tests.e2e.test_images import HELLO, check_node, check_runtimes, get, out
+
+needs_packer = pytest.mark.skipif(process.find("packer") is None, reason="needs packer")
+pytestmark = [
+    pytest.mark.bake, pytest.mark.boot, pytest.mark.timeout(3600), needs_bake, needs_qemu, needs_packer,
+]  # fmt: skip
+# There is no network to look for a cloud in: the seed of the build, or none.
+SOURCES = "datasource_list: [NoCloud, None]\n"
+
+
+def make(request: BuildRequest, output: Path, cache: Path, *var_files: Path) -> BakeResult:
+    options = BakeOptions(output=output, cache=cache, var_files=var_files)
+    return bake(plan_request(request), options=options, runner=RealRunner(), progress=Progress())
+
+
+def test_packer_makes_the_same_node(cache: Path, tmp_path: Path, booted: Boot) -> None:
+    overlay, values = tmp_path / "overlay", tmp_path / "base.pkrvars.hcl"
+    write_atomic(overlay / "etc/cloud/cloud.cfg.d/10-sources.cfg", SOURCES)
+    bare = make(
+        BuildRequest(os="debian", target="qemu", bare=True, overlays=(overlay,)), tmp_path / "bare", cache
+    ).artifact
+    assert bare is not None
+    digest = (bare.parent / "SHA256SUMS").read_text().split()[0]
+    text = f'source_image_url = "{bare}"\nsource_image_checksum = "sha256:{digest}"\n'
+    write_atomic(values, text, mode=0o600)
+    config = load_config(EXAMPLE)
+    wanted = BuildRequest(
+        os="debian", target="qemu", engine="packer", overlays=config.overlay, images=config.image
+    )  # fmt: skip
+    result = make(wanted, tmp_path / "out", cache, values)
+    assert result.manifest["capabilities"]["kubelet"].startswith("1.35.")
+    with booted(result, until="pods", forwards=((0, 8080),)) as guest:
+        assert HELLO in get(f"http://127.0.0.1:{guest.machine.host_port(8080)}/")
+        check_runtimes(guest)
+        check_node(guest)
+        assert out(guest, "getent passwd packer debian || echo none") == "none", "the build's user is gone"
+        assert out(guest, "ls -d /var/lib/imagebuilder-build 2>/dev/null || echo none") == "none"
