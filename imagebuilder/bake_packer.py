@@ -29,6 +29,7 @@ from imagebuilder.sources.download import Downloader
 from imagebuilder.vm.accel import accelerator
 
 SUMS_SIZE = 4 << 20  # bytes of a list of checksums: the longest seen has a few hundred KiB
+_SOURCE_VALUE = re.compile(r'(?:^|[\s{,])"?(source_\w+)"?\s*[=:]\s*"([^"\n]*)"')  # of HCL and of JSON
 _SUM = re.compile(r"\b([0-9a-f]{128}|[0-9a-f]{64})\b", re.I)
 
 
@@ -62,7 +63,7 @@ def bake_packer(plan: BuildPlan, *, options: BakeOptions, runner: Runner, progre
         # 4. the artifact
         with progress.stage("manifest", "Manifest and checksums"):
             artifact_id = content_id([plan.id, {path: digest(item) for path, item in files.items()}])
-            manifest = manifest_data(plan, supplies, built, progress)
+            manifest = manifest_data(plan, supplies, built, progress, options.var_files)
             disk = _disk(built)
             if disk is None:
                 return publish_manifest(folder, artifact_id, manifest)
@@ -183,9 +184,22 @@ def _disk(built: Built) -> Path | None:
     return max(files, key=lambda path: path.stat().st_size)
 
 
-def manifest_data(plan: BuildPlan, supplies: Supplies, built: Built, progress: Progress) -> dict[str, Any]:
+def source_image(plan: BuildPlan, checksum: str, var_files: Sequence[Path]) -> dict[str, Any]:
+    """Return what the build started from: the profile's image, unless values of the user's name another one."""
+    named: dict[str, str] = {}
+    for path in var_files:
+        for name, value in _SOURCE_VALUE.findall(path.read_text()):
+            named[name] = value
+    if named:
+        return {"kind": plan.target.source_kind, "statedBy": "var-file", **named}
+    image = plain(plan.profile.source_images.of(plan.target.source_kind))
+    return {"kind": plan.target.source_kind, "statedBy": "profile", "checksum": checksum, **image}
+
+
+def manifest_data(
+    plan: BuildPlan, supplies: Supplies, built: Built, progress: Progress, var_files: Sequence[Path] = ()
+) -> dict[str, Any]:
     """Return the manifest without the artifact's own facts."""
-    image = plan.profile.source_images.of(plan.target.source_kind)
     exact = plan.kubernetes if plan.kubernetes.count(".") == 2 else plan.known_patch
     return {
         "apiVersion": "imagebuilder/v1",
@@ -204,7 +218,7 @@ def manifest_data(plan: BuildPlan, supplies: Supplies, built: Built, progress: P
             "pauseImage": plan.pause_image,
         },
         "sources": {name: {"kind": kinds[0]} for name, kinds in plan.sources.items()},
-        "sourceImage": {"kind": plan.target.source_kind, "checksum": supplies.checksum, **plain(image)},
+        "sourceImage": source_image(plan, supplies.checksum, var_files),
         "layers": [{"name": layer.name, "steps": [step.key for step in layer.steps]} for layer in plan.layers],
         "timings": progress.timings,
     }

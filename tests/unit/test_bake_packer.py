@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from imagebuilder.bake import BakeOptions, bake
-from imagebuilder.bake_packer import check_private, checksum_in, manifest_data, source_checksum
+from imagebuilder.bake_packer import check_private, checksum_in, manifest_data, source_checksum, source_image
 from imagebuilder.cells import plan_request
 from imagebuilder.errors import ToolMissingError, UnreachableError, UntrustedError, UsageError
 from imagebuilder.events import Progress
@@ -88,6 +88,23 @@ def test_a_file_without_secrets_may_be_public(tmp_path: Path) -> None:
     check_private([path], VARIABLES)
     with pytest.raises(UsageError, match="cannot be read"):
         check_private([tmp_path / "gone"], VARIABLES)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['source_image_url = "/my/base.qcow2"\nzone = "z"\n', '{"zone": "z", "source_image_url": "/my/base.qcow2"}'],
+    ids=["hcl", "json"],
+)
+def test_the_manifest_names_the_image_that_was_really_taken(tmp_path: Path, text: str) -> None:
+    """Not the profile's, which the build never saw."""
+    path = tmp_path / "values"
+    path.write_text(text)
+    taken = source_image(PLAN, "", [path])
+    assert taken == {"kind": "cloud-image", "statedBy": "var-file", "source_image_url": "/my/base.qcow2"}
+    path.write_text('zone = "z"\n')
+    taken = source_image(PLAN, "sha256:1", [path])
+    assert (taken["statedBy"], taken["checksum"]) == ("profile", "sha256:1")
+    assert taken["url"].startswith("https://")
 
 
 def test_the_manifest_names_an_image_in_a_cloud(tmp_path: Path) -> None:
