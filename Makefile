@@ -1,15 +1,18 @@
 # make demo: all set-up, then bake, boot, and ask the example pod.   make test: all set-up, then every test.
-.PHONY: setup demo test lint bench docs clean
+.PHONY: setup setup-tests demo test lint bench docs clean
 PYTHON ?= python3
 BIN := .venv/bin
 
 setup:
 	@PYTHON=$(PYTHON) sh scripts/setup.sh
 
+setup-tests:
+	@PYTHON=$(PYTHON) sh scripts/setup.sh tests
+
 demo: setup
 	@$(BIN)/python scripts/demo.py
 
-lint: setup
+lint: setup-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Installs what is missing: Debian's packages that bake, boot and test, and the Python package in .venv.
+# Installs what is missing: Debian's packages that bake and boot, and the Python package in .venv. With "tests" also
+# what only the tests want, Vagrant and libvirt among them.
 # Works on a fresh Debian machine, as root, with Python 3.11 or newer. Does nothing when all is there.
 set -eu
 cd "$(dirname "$0")/.."
@@ -10,13 +11,16 @@ wanted="
 mmdebstrap:mmdebstrap dpkg-deb:dpkg unshare:util-linux mount:mount gpg:gpg tar:tar
 /usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring
 qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils /usr/share/OVMF/OVMF_CODE_4M.fd:ovmf ssh:openssh-client
+curl:curl git:git
+"
+for_tests="
 shellcheck:shellcheck dash:dash docker-registry:docker-registry apt-ftparchive:apt-utils sfdisk:fdisk sgdisk:gdisk
 grub-mkimage:grub-common /usr/lib/grub/i386-pc/boot.img:grub-pc-bin e2fsck:e2fsprogs busybox:busybox-static
-curl:curl git:git packer:packer
-dnf:dnf rpmbuild:rpm createrepo_c:createrepo-c /etc/dnf/plugins/versionlock.conf:dnf-plugins-core
+packer:packer dnf:dnf rpmbuild:rpm createrepo_c:createrepo-c /etc/dnf/plugins/versionlock.conf:dnf-plugins-core
 vagrant:vagrant rsync:rsync dnsmasq:dnsmasq-base virsh:libvirt-clients libvirtd:libvirt-daemon
 /etc/libvirt/qemu.conf:libvirt-daemon-system /usr/share/doc/vagrant-libvirt:vagrant-libvirt
 "
+[ "${1:-}" != tests ] || wanted="$wanted $for_tests"
 missing=""
 for pair in $wanted; do
     thing=${pair%%:*}
