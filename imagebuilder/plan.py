@@ -22,7 +22,7 @@ from imagebuilder.targets import Target
 
 GIB = 1 << 30
 BELOW = {"runtime": "base", "kubernetes": "runtime", "site": "kubernetes", "tools": "base"}
-BARE = ("cloud-init",)  # what a bare image has for whoever goes on with it; every family calls it so
+BARE = ("cloud-init", "sudo")  # as in a cloud image: whoever goes on with it logs in as an ordinary user
 NOT_BARE = "--bare is for the direct engine, and takes no container images"
 FILE_SOURCE = "file"  # --source kubernetes=file:<dir>: taken from a folder, whatever the profile lists
 

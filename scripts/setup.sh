@@ -16,7 +16,7 @@ curl:curl git:git
 for_tests="
 shellcheck:shellcheck dash:dash docker-registry:docker-registry apt-ftparchive:apt-utils sfdisk:fdisk sgdisk:gdisk
 grub-mkimage:grub-common /usr/lib/grub/i386-pc/boot.img:grub-pc-bin e2fsck:e2fsprogs busybox:busybox-static
-packer:packer dnf:dnf rpmbuild:rpm createrepo_c:createrepo-c /etc/dnf/plugins/versionlock.conf:dnf-plugins-core
+packer:packer xorriso:xorriso dnf:dnf rpmbuild:rpm createrepo_c:createrepo-c /etc/dnf/plugins/versionlock.conf:dnf-plugins-core
 vagrant:vagrant rsync:rsync dnsmasq:dnsmasq-base virsh:libvirt-clients libvirtd:libvirt-daemon
 /etc/libvirt/qemu.conf:libvirt-daemon-system /usr/share/doc/vagrant-libvirt:vagrant-libvirt
 "

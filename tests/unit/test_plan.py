@@ -255,7 +255,7 @@ def test_a_bare_image_shares_its_base_and_has_neither_runtime_nor_kubernetes() -
     assert bare.id == "debian-13-amd64-qemu-bare"
     assert [layer.name for layer in bare.layers] == ["base", "site"]
     assert bare.layers[0] == whole.layers[0]
-    assert bare.layer("site").packages == ("tmux", "cloud-init")
+    assert bare.layer("site").packages == ("tmux", "cloud-init", "sudo")
     assert bare.sources == {}
     assert bare.layer("kubernetes").steps == ()
 

@@ -260,7 +260,7 @@ def test_the_containerd_that_was_found_must_carry_the_kubelet(world: World) -> N
 def test_a_bare_image_asks_for_packages_alone(world: World) -> None:
     lock = world.resolve(wanted(bare=True))
     assert (lock.taken, lock.pause, lock.images, lock.kubernetes) == ({}, None, (), "")
-    assert [package.name for package in lock.packages["site"]] == ["cloud-init"]
+    assert [package.name for package in lock.packages["site"]] == ["cloud-init", "sudo"]
     assert world.net.asked == []
     assert world.resolve(wanted(bare=True)) == lock  # as it is remembered
 
