@@ -61,6 +61,10 @@ EVERYWHERE = {
         echo "vagrant:x:1000:1000::/home/vagrant:/bin/bash" >> /etc/passwd
         echo "vagrant:x:1000:" >> /etc/group
         echo "useradd $*" >> /calls/log""",
+    "usermod": """
+        case "$*" in "--password * vagrant" | "--append --groups docker vagrant") ;; *) exec refuse "$@" ;; esac
+        grep -q ^vagrant: /etc/passwd || exit 6
+        echo "usermod $*" >> /calls/log""",
     "userdel": """
         [ $# = 3 ] && [ "$1 $2" = "--force --remove" ] || exec refuse "$@"
         [ ! -e /userdel-fails ] || exit 8
