@@ -240,7 +240,7 @@ def _log_stream(log: Path | None, argv: Sequence[str]) -> Iterator[IO[bytes] | N
         yield None
         return
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as stream:
+    with log.open("ab", buffering=0) as stream:  # who waits can follow it
         stream.write(f"+ {pasteable(argv)}\n".encode())
         yield stream
 

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from imagebuilder.model import Cell
 from imagebuilder.process import RealRunner, find
 from imagebuilder.targets import load_target
 from tests.integration.fake_keystone import keystone
-from tests.integration.packer_folders import TARGETS, VALUES, chosen, render_for_test
+from tests.integration.packer_folders import TARGETS, VALUES, cells, chosen, render_for_test
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
@@ -121,6 +122,22 @@ def test_packer_accepts_the_folder(which: str, cell: Cell, tmp_path: Path) -> No
     with keystone() if cell.target == "openstack" else nullcontext() as cloud:
         check(packer, folder, cloud.environment if cloud else None)
         assert cloud is None or cloud.tokens == 1
+
+
+@pytest.mark.skipif("CI" not in os.environ, reason="only CI takes the minutes for every folder")
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("which", PACKERS)
+def test_packer_accepts_every_folder(which: str, tmp_path: Path) -> None:
+    packer = PACKERS[which]()
+    with keystone() as cloud, ThreadPoolExecutor() as pool:
+
+        def look(cell: Cell) -> str:
+            folder = make(cell, packer, tmp_path / str(cell))
+            code, said = packer.run(folder, "validate", ".", env=cloud.environment)
+            return "" if (code, said) == (0, VALID[which]) else f"{cell}: {said}"
+
+        refused = list(filter(None, pool.map(look, [cell for cell in cells() if can(which, cell)])))
+    assert refused == []
 
 
 @pytest.mark.parametrize("cell", [cell for cell in ONE_EACH if cell.target in VALUES], ids=str)
