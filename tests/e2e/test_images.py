@@ -84,7 +84,7 @@ def check_node(guest: RunningGuest) -> None:
     assert {"docker.io", "containerd", "runc"} <= set(out(guest, "apt-mark showhold").split())
     assert out(guest, "dpkg --audit") == ""
     assert len(out(guest, "cat /etc/machine-id")) == 32
-    assert out(guest, "ls /etc/ssh/ssh_host_*_key") == "/etc/ssh/ssh_host_ed25519_key"
+    assert "/etc/ssh/ssh_host_ed25519_key" in out(guest, "ls /etc/ssh/ssh_host_*_key").split()
     assert "imagebuilder" not in out(guest, "cat /etc/apt/sources.list")
     assert out(guest, "findmnt -no SOURCE,FSTYPE /").split() == ["/dev/vda3", "ext4"]
     assert "UUID=" in out(guest, "cat /proc/cmdline")
