@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagebuilder.content import write_atomic
 from imagebuilder.direct import gpt
 from imagebuilder.direct.layers import Layer, full_disk_named
 from imagebuilder.direct.sandbox import Bind, Mount, Overlay, command
@@ -143,8 +142,11 @@ def find_kernel(layers: Sequence[Layer]) -> str:
 
 def write_boot_files(root: Path, spec: DiskSpec, layout: gpt.Layout, kernel: str) -> None:
     """Write what names this disk's identifiers: ``/etc/fstab`` and ``/boot/grub/grub.cfg``."""
-    write_atomic(root / "etc/fstab", fstab(layout))
-    write_atomic(root / "boot/grub/grub.cfg", grub_cfg(layout, kernel, spec.kernel_arguments))
+    texts = {"etc/fstab": fstab(layout), "boot/grub/grub.cfg": grub_cfg(layout, kernel, spec.kernel_arguments)}
+    for name, text in texts.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+        (root / name).chmod(0o644)
     (root / "boot/efi").mkdir()
     for path in [root, *root.rglob("*")]:
         if path.is_dir():

@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from imagebuilder import process
-from imagebuilder.content import boot_id, canonical_json, fsync_directory, write_atomic
+from imagebuilder.content import boot_id, canonical_json, fsync_directory
 from imagebuilder.errors import CacheError, CommandError, HostError, StepError
 
 INFO = "layer.json"
@@ -166,7 +166,7 @@ class LayerStore:
         for path in folder.iterdir():
             if path.name not in ("root", "volumes"):
                 remove_tree(path) if path.is_dir() else path.unlink()
-        write_atomic(folder / INFO, canonical_json(info))
+        (folder / INFO).write_bytes(canonical_json(info))  # on the disk with the rest
         (folder / UNSYNCED).write_text(boot_id())
         target = self.layers / folder.name
         remove_tree(target)  # one without an info file, or lost in a power cut, or broken by hand
