@@ -9,8 +9,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import IO, Self, TypeAlias
+from typing import IO, Protocol, Self, TypeAlias
 
+from imagebuilder.direct.sparse import OnProgress
 from imagebuilder.direct.virtual import DiskSource
 from imagebuilder.errors import ArtifactError
 
@@ -131,3 +132,35 @@ class Flusher:
         if end - self._sent >= _FLUSH and self._running.done():
             self._running.result()
             self._sent, self._running = end, self._pool.submit(os.fdatasync, self._fd)
+
+
+class Image(Protocol):
+    """A format's file while it grows; ``end`` is how far it has been written."""
+
+    @property
+    def end(self) -> int:
+        """Return the bytes written so far."""
+
+    def add(self, index: int, blob: bytes) -> None:
+        """Store the disk's cluster ``index``; clusters come in the order of the disk."""
+
+
+def pour(
+    disk: DiskSource, image: Image, stream: IO[bytes], make: Callable[[], Compress], *, threads: int,
+    on_progress: OnProgress | None,
+) -> None:  # fmt: skip
+    """Put every cluster of a disk that is not zero, compressed, into the image that ``stream`` holds.
+
+    Raises:
+        ArtifactError: what the disk is made from changed meanwhile.
+    """
+    todo = list(batches(disk))
+    total, done = sum(len(batch) for batch in todo) * CLUSTER, 0
+    with Flusher(stream) as flusher:
+        for batch, blobs in in_order(Compressor(disk, make), todo, threads):
+            for index, blob in blobs:
+                image.add(index, blob)
+            flusher.nudge(image.end)
+            done += len(batch) * CLUSTER
+            if on_progress is not None:
+                on_progress(done, total)

@@ -23,17 +23,7 @@ from typing import IO
 import zstandard
 
 from imagebuilder import content
-from imagebuilder.direct.clusters import (
-    CLUSTER,
-    CLUSTER_BITS,
-    SECTOR,
-    Compress,
-    Compressor,
-    Flusher,
-    batches,
-    disk_size,
-    in_order,
-)
+from imagebuilder.direct.clusters import CLUSTER, CLUSTER_BITS, SECTOR, Compress, disk_size, pour
 from imagebuilder.direct.sparse import OnProgress
 from imagebuilder.direct.virtual import DiskSource
 from imagebuilder.errors import ArtifactError
@@ -102,18 +92,9 @@ def write_qcow2(
         ArtifactError: the disk is empty, not a multiple of 512 bytes, or was cut short meanwhile.
     """
     size = disk_size(disk)
-    with content.writing(out) as stream, Flusher(stream) as flusher:
-        todo = list(batches(disk))
-        total = sum(len(batch) for batch in todo) * CLUSTER
-        done = 0
+    with content.writing(out) as stream:
         image = _Image(stream, size)
-        for batch, blobs in in_order(Compressor(disk, lambda: _zstd(level)), todo, threads):
-            for index, blob in blobs:
-                image.add(index, blob)
-            flusher.nudge(image.end)
-            done += len(batch) * CLUSTER
-            if on_progress is not None:
-                on_progress(done, total)
+        pour(disk, image, stream, lambda: _zstd(level), threads=threads, on_progress=on_progress)
         image.finish()
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from imagebuilder import content
-from imagebuilder.direct.clusters import CLUSTER, SECTOR, Compressor, Flusher, batches, disk_size, in_order
+from imagebuilder.direct.clusters import CLUSTER, SECTOR, Compress, disk_size, pour
 from imagebuilder.direct.sparse import OnProgress
 from imagebuilder.direct.virtual import DiskSource
 
@@ -63,19 +63,21 @@ def write_vmdk(
         ArtifactError: the disk is empty, not a multiple of 512 bytes, or was cut short meanwhile.
     """
     size = disk_size(disk)
-    with content.writing(out) as stream, Flusher(stream) as flusher:
-        todo = list(batches(disk))
-        total, done = sum(len(batch) for batch in todo) * CLUSTER, 0
+    with content.writing(out) as stream:
         image = _Image(stream, size, seed)
-        compressor = Compressor(disk, lambda: lambda cluster: zlib.compress(cluster, level))
-        for batch, grains in in_order(compressor, todo, threads):
-            for index, blob in grains:
-                image.add(index, blob)
-            flusher.nudge(image.end)
-            done += len(batch) * CLUSTER
-            if on_progress is not None:
-                on_progress(done, total)
+        pour(
+            disk,
+            image,
+            stream,
+            lambda: lambda cluster: zlib.compress(cluster, level),
+            threads=threads,
+            on_progress=on_progress,
+        )
         image.finish()
+
+
+def _zlib(level: int) -> Compress:
+    return lambda cluster: zlib.compress(cluster, level)
 
 
 class _Image:

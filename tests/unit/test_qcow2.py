@@ -253,7 +253,7 @@ def test_work_ahead_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     raw = make_disk(tmp_path / "disk.raw", [("text", 64 * 40)])
     read = written = most = 0
 
-    class Counting(qcow2.Compressor):
+    class Counting(clusters_module.Compressor):
         def __call__(self, batch: range) -> list[tuple[int, bytes]]:
             nonlocal read, most
             read += 1
@@ -266,7 +266,7 @@ def test_work_ahead_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             time.sleep(0.5)  # long enough for the threads to do all that they were given
         written += 1
 
-    monkeypatch.setattr(qcow2, "Compressor", Counting)
+    monkeypatch.setattr(clusters_module, "Compressor", Counting)
     write_qcow2(raw, tmp_path / "out", threads=2, on_progress=progress)
     assert read == written == 40
     assert 1 <= most <= 2 * 3 + 1
