@@ -97,7 +97,7 @@ SYSTEMS = {
     "ubuntu": System(
         family="debian",
         kernels=("6.8.0-40-generic", "6.8.0-45-generic"),
-        facts=("vm_build", "repositories", "vagrant"),
+        facts=("vm_build", "no_cloud_init", "repositories", "vagrant"),
         texts={
             **MACHINE_TRACES,
             **APPARMOR,
