@@ -117,6 +117,7 @@ def _bake(
     )  # fmt: skip
     layers = engine.build(jobs)
     tools = engine.tools(layers[0], lock.packages["tools"])
+    store.sync()
     # 3. the disk and the artifact
     artifact = folder / f"{plan.id}.{plan.disk.extension}"
     with store.scratch(f"disk-{artifact_id}") as work, new_file(folder) as new:
