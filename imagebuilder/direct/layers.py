@@ -127,7 +127,8 @@ class LayerStore:
             os.close(lock)
         else:
             self._used.append(lock)
-            if layer_id not in self._syncing and (layer.path / UNSYNCED).exists():  # its maker was stopped, or is still at it
+            unsynced = (layer.path / UNSYNCED).exists()  # its maker was stopped, or is still at it
+            if unsynced and layer_id not in self._syncing:
                 self._made.append(layer_id)
         return layer
 
