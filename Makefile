@@ -17,9 +17,9 @@ lint: setup-tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Two at a time, a file each: the guests of one file wait for their disks and networks while another's compute.
+# Two workers: one boots guests, see tests/conftest.py.
 test: lint
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 bench: setup
 	$(BIN)/python -m bench.bench

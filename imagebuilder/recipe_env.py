@@ -41,6 +41,7 @@ def environment(
         "IB_SITE_PACKAGES": " ".join(plan.request.packages),
         "IB_PAUSE_ARCHIVE": f"{inside}/pause.tar" if pause else "",
         "IB_SITE_OVERLAYS": f"{inside}/overlays",
+        "IB_SITE_TRUST": f"{inside}/trust",
         "IB_SITE_SCRIPTS": f"{inside}/scripts",
         "IB_SITE_IMAGES": f"{inside}/images",
     }
