@@ -173,7 +173,7 @@ class PackageError(ImagebuilderError):
     """
 
     ref = "package-refused"
-    exit_code = 24
+    exit_code = 25
     meaning = "A data package or a pointer is refused; the message begins with a code of docs/data-package.md."
 
     def __init__(self, code: str, message: str, *, context: str = "", hint: str = "") -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from imagebuilder.compat import parse_version
 from imagebuilder.datapackage.format import Package
 from imagebuilder.datapackage.manifest import Manifest, Requires, format_time, parse_time
-from imagebuilder.datapackage.signing import PublicKey, verify
+from imagebuilder.datapackage.signing import PublicKey, parse_pointer, verify, verify_pointer
 from imagebuilder.errors import ArtifactError, PackageError, UsageError
 
 MAX_IMAGE_MANIFEST = 16 << 20  # bytes: one with 400 packages has 0.1 MB
@@ -84,14 +84,17 @@ def run_checks(package: Package, key: PublicKey, now: datetime, image: ImageFact
     ]
     if image is not None:
         checks.append(("image", image.name, lambda: check_image(package.manifest.requires, image)))
-    done = [read]
-    for name, passed, run in checks:
-        try:
-            run()
-            done.append(Check(name=name, code="", text=passed))
-        except PackageError as error:
-            done.append(Check(name=name, code=error.code, text=error.message.removeprefix(f"{error.code}: ")))
-    return done
+    return [read, *(_run(*check) for check in checks)]
+
+
+def pointer_checks(data: bytes, key: PublicKey) -> list[Check]:
+    """Return how the one check of a pointer ended.
+
+    Raises:
+        PackageError: E_SIZE or E_FORMAT, it is none.
+    """
+    pointer = parse_pointer(data)
+    return [_run("signature", f"by the key {pointer.key_id}", lambda: verify_pointer(data, key))]
 
 
 def image_facts(path: Path) -> ImageFacts:
@@ -113,6 +116,14 @@ def image_facts(path: Path) -> ImageFacts:
         case {"kind": "ImageFacts", "id": str(name)}:
             return _facts(name, data)
     raise ArtifactError(f"{file} does not say what the image can do", hint=hint)
+
+
+def _run(name: str, passed: str, check: Callable[[], object]) -> Check:
+    try:
+        check()
+    except PackageError as error:
+        return Check(name=name, code=error.code, text=error.message.removeprefix(f"{error.code}: "))
+    return Check(name=name, code="", text=passed)
 
 
 def _facts(name: str, facts: Mapping[str, Any]) -> ImageFacts:

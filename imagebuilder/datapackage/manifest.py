@@ -42,7 +42,9 @@ Version = Annotated[str, Field(pattern=r"\A\d{1,4}\.\d{1,4}(\.\d{1,4})?\z")]
 Sha256 = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
 Word = Annotated[str, Field(pattern=r"\A[!-~]{1,1024}\z")]  # printable ASCII, no space: nothing to quote
 Words = Annotated[tuple[Word, ...], Field(strict=False, min_length=1, max_length=64)]
-KeyLine = Annotated[str, Field(pattern=r"\A[a-z0-9@.-]+ [A-Za-z0-9+/]+={0,2}( [^\x00-\x1f\x7f]*)?\z", max_length=8192)]
+# Rendered into a unit: no space, quote or backslash.
+ProxyWord = Annotated[str, Field(pattern=r"\A[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]{1,1024}\z")]
+KeyLine = Annotated[str, Field(pattern=r"\A[a-z0-9@.-]+ [A-Za-z0-9+/]+={0,2}( [ -~]*)?\z", max_length=8192)]
 
 
 class _Camel(Strict, alias_generator=to_camel, populate_by_name=True):
@@ -77,9 +79,9 @@ class Requires(_Camel):
 class Proxy(_Camel):
     """Proxies of the container runtimes, as in the variables HTTP_PROXY, HTTPS_PROXY and NO_PROXY."""
 
-    http: Word | None = None
-    https: Word | None = None
-    no: Word | None = None
+    http: ProxyWord | None = None
+    https: ProxyWord | None = None
+    no: ProxyWord | None = None
 
 
 class Settings(_Camel):
@@ -106,7 +108,7 @@ class Manifest(_Camel):
     api_version: Literal["imagebuilder/v1"] = API_VERSION
     kind: Literal["DataPackage"] = "DataPackage"
     cluster: Name
-    node: Name
+    node: HostName
     role: Literal["standalone", "worker"]
     generation: Annotated[int, Field(ge=1, le=MAX_GENERATION)]
     not_before: Time
