@@ -176,8 +176,8 @@ class PackageError(ImagebuilderError):
     exit_code = 25
     meaning = "A data package or a pointer is refused; the message begins with a code of docs/data-package.md."
 
-    def __init__(self, code: str, message: str, *, context: str = "", hint: str = "") -> None:
-        super().__init__(f"{code}: {message}", context=context, hint=hint)
+    def __init__(self, code: str, message: str = "", *, context: str = "", hint: str = "") -> None:
+        super().__init__(f"{code}: {message}" if message else code, context=context, hint=hint)
         self.code = code
 
 

@@ -92,15 +92,34 @@ def _flannel_networks(cluster: Cluster) -> Object:
 
 
 def _flannel_pod(cluster: Cluster, account: str) -> Object:
-    def field(name: str, path: str) -> Object:
-        return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
-
     plugin = {
         "name": "install-cni-plugin", "image": cluster.images.flannel_cni, "command": ["cp"],
         "args": ["-f", "/flannel", "/opt/cni/bin/flannel"],
         "volumeMounts": [{"name": "cni-plugin", "mountPath": "/opt/cni/bin"}],
     }  # fmt: skip
-    daemon = {
+    volumes = [
+        {"name": "run", "hostPath": {"path": "/run/flannel"}},
+        {"name": "cni-plugin", "hostPath": {"path": "/opt/cni/bin"}},
+        {"name": "flannel-cfg", "configMap": {"name": "kube-flannel-cfg"}},
+        {"name": "xtables-lock", "hostPath": {"path": "/run/xtables.lock", "type": "FileOrCreate"}},
+    ]
+    return {
+        "hostNetwork": True,
+        "priorityClassName": "system-node-critical",
+        "nodeSelector": {"kubernetes.io/os": "linux"},
+        "tolerations": [{"operator": "Exists", "effect": "NoSchedule"}],
+        "serviceAccountName": account,
+        "initContainers": [plugin],
+        "containers": [_flanneld(cluster)],
+        "volumes": volumes,
+    }
+
+
+def _flanneld(cluster: Cluster) -> Object:
+    def field(name: str, path: str) -> Object:
+        return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+
+    return {
         "name": "kube-flannel", "image": cluster.images.flannel, "command": ["/opt/bin/flanneld"],
         "args": ["--ip-masq", "--kube-subnet-mgr"],
         "resources": {"requests": {"cpu": "100m", "memory": "50Mi"}},
@@ -117,21 +136,6 @@ def _flannel_pod(cluster: Cluster, account: str) -> Object:
             {"name": "xtables-lock", "mountPath": "/run/xtables.lock"},
         ],
     }  # fmt: skip
-    return {
-        "hostNetwork": True,
-        "priorityClassName": "system-node-critical",
-        "nodeSelector": {"kubernetes.io/os": "linux"},
-        "tolerations": [{"operator": "Exists", "effect": "NoSchedule"}],
-        "serviceAccountName": account,
-        "initContainers": [plugin],
-        "containers": [daemon],
-        "volumes": [
-            {"name": "run", "hostPath": {"path": "/run/flannel"}},
-            {"name": "cni-plugin", "hostPath": {"path": "/opt/cni/bin"}},
-            {"name": "flannel-cfg", "configMap": {"name": "kube-flannel-cfg"}},
-            {"name": "xtables-lock", "hostPath": {"path": "/run/xtables.lock", "type": "FileOrCreate"}},
-        ],
-    }
 
 
 def _coredns_pod(cluster: Cluster, account: str) -> Object:

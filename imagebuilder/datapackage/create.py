@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from imagebuilder.content import content_id, locked, sha256_bytes, write_atomic
 from imagebuilder.datapackage.addons import FILES as ADDON_FILES
 from imagebuilder.datapackage.addons import render_addons
@@ -28,7 +30,7 @@ from imagebuilder.datapackage.manifest import (
 from imagebuilder.datapackage.pkifiles import Pki
 from imagebuilder.datapackage.render import File, render
 from imagebuilder.datapackage.signing import KEY_FILE, PrivateKey, key_id, load_private_key, make_pointer, sign, verify
-from imagebuilder.errors import PackageError, UsageError
+from imagebuilder.errors import DataError, PackageError, UsageError
 from imagebuilder.strict import did_you_mean
 
 STATE, LOCK, ADDONS = "generations.json", ".lock", "addons"
@@ -121,7 +123,18 @@ def build_manifest(cluster: Cluster, node: Node, files: dict[str, File], named: 
         files: by path.
         named: id of the key that signs.
         entry: generation and time.
+
+    Raises:
+        DataError: something is longer than a manifest takes.
     """
+    try:
+        return _manifest(cluster, node, files, named, entry)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors(include_url=False)]
+        raise DataError(f"{node.name}: a manifest has no room for this", context="\n".join(lines)) from error
+
+
+def _manifest(cluster: Cluster, node: Node, files: dict[str, File], named: str, entry: Entry) -> Manifest:
     selectors = {
         name: tuple(value.lower() for value in values) for name, values in dict(node.selectors).items() if values
     }

@@ -335,6 +335,13 @@ def test_too_much_for_a_package(folder: Path) -> None:
     assert list((folder / "data").glob("*.ibdata")) == []
 
 
+def test_more_than_a_manifest_takes(folder: Path) -> None:
+    names = json.dumps([f"host-{at}.example.com" for at in range(80)])
+    with pytest.raises(DataError, match="worker-1: a manifest has no room") as caught:
+        run(folder, HEAD + NODES + f"selectors = {{ hostname = {names} }}\n")
+    assert caught.value.context.startswith("hostname: ")
+
+
 def test_cut_short_anywhere_no_number_has_two_contents(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk is full at the n-th write; then the content changes, and it is tried again."""
     real, seen, done = module.write_atomic, {}, []
