@@ -60,8 +60,9 @@ class Selectors(Strict):
 class Bootstrap(Strict):
     """How a worker asks for a certificate, where it does not bring its own."""
 
-    token_file: Annotated[Path, Field(strict=False)] = Field(
-        description="File with a bootstrap token, readable by its owner alone."
+    token_file: Annotated[Path, Field(strict=False)] | None = Field(
+        default=None,
+        description="File with a bootstrap token, or kubeconfig with one; by default bootstrap.conf of the PKI folder.",
     )
     ca_hash: str = Field(
         default="",

@@ -87,7 +87,7 @@ def ca_path(name: str) -> str:
 
 def _absolute(node: Node, folder: Path) -> Node:
     bootstrap = node.bootstrap
-    if bootstrap is not None:
+    if bootstrap is not None and bootstrap.token_file is not None:
         bootstrap = bootstrap.model_copy(update={"token_file": folder / bootstrap.token_file})
     manifests = tuple(str(folder / name) for name in node.manifests)
     return node.model_copy(update={"manifests": manifests, "bootstrap": bootstrap})

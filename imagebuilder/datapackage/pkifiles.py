@@ -9,6 +9,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -17,7 +18,7 @@ from imagebuilder.errors import DataError, HostError
 from imagebuilder.strict import wrong
 
 MAX_FILE = 256 << 10  # bytes; a certificate has 1 KB, a kubeconfig 4
-CA, INFO = "ca.crt", "cluster.json"
+CA, INFO, BOOTSTRAP = "ca.crt", "cluster.json", "bootstrap.conf"
 _TOKEN = re.compile(r"[a-z0-9]{6}\.[a-z0-9]{16}")  # bootstrap tokens, kubeadm's and the API server's
 
 
@@ -77,28 +78,45 @@ class Pki:
         return read(certificate, self._issue(node)), read(key, self._issue(node))
 
     def _issue(self, node: str) -> str:
-        return f"imagebuilder pki issue --node {node} --dir {self.folder}"
+        return f"imagebuilder pki issue {node} --dir {self.folder}"
 
 
-def bootstrap_token(node: Node, ca: bytes) -> str:
+def bootstrap_token(node: Node, ca: bytes, folder: Path) -> str:
     """Return a worker's bootstrap token, when the authority is the one that is pinned.
+
+    Args:
+        node: the worker.
+        ca: the authority's certificate, in PEM.
+        folder: of the PKI, whose own token is taken unless the node names a file.
 
     Raises:
         HostError: the file cannot be read, or others may read it.
         DataError: it holds no token, or the authority is another one.
     """
     assert node.bootstrap is not None
-    path = node.bootstrap.token_file
-    text = read(path, "kubeadm token generate > FILE").decode(errors="replace").strip()
+    hint = f"imagebuilder pki token --dir {folder}"
+    path = node.bootstrap.token_file or folder / BOOTSTRAP
+    text = _token(read(path, hint).decode(errors="replace"))
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
         raise HostError(f"{path} may be read by others", hint=f"chmod 600 {path}")
     if not _TOKEN.fullmatch(text):
-        raise DataError(f"{path} holds no bootstrap token", hint="write it like abcdef.0123456789abcdef")
+        raise DataError(f"{path} holds no bootstrap token", hint=hint)
     found = ca_hash(ca)
     if node.bootstrap.ca_hash not in ("", found):
         lines = f"pki folder   {found}\ncluster.toml {node.bootstrap.ca_hash}"
         raise DataError(f"{node.name}: the cluster's CA is not the one that ca_hash pins", context=lines)
     return text
+
+
+def _token(text: str) -> str:
+    """Return the token in a file: it alone, or that of a kubeconfig's first user."""
+    try:
+        match yaml.safe_load(text):
+            case {"kind": "Config", "users": [{"user": {"token": str(token)}}, *_]}:
+                return token
+    except (yaml.YAMLError, ValueError, RecursionError):
+        pass  # it is not shown: there is a secret in it
+    return text.strip()
 
 
 def ca_hash(ca: bytes) -> str:

@@ -164,7 +164,7 @@ def _credentials(cluster: Cluster, node: Node, pki: Pki) -> dict[str, File]:
     ca = pki.ca()
     if node.bootstrap is None:
         return {CA: File(data=ca), KUBECONFIG: File(data=pki.kubeconfig(node.name), mode=SECRET)}
-    config = bootstrap_kubeconfig(cluster, bootstrap_token(node, ca))
+    config = bootstrap_kubeconfig(cluster, bootstrap_token(node, ca, pki.folder))
     return {CA: File(data=ca), BOOTSTRAP: _yaml(config, SECRET)}
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from imagebuilder.content import write_atomic
 from imagebuilder.datapackage import create as module
 from imagebuilder.datapackage.create import Created, Wanted, create
 from imagebuilder.datapackage.crosswise import load_cluster
@@ -102,6 +103,13 @@ def test_a_worker_with_a_token_asks_for_its_certificate(folder: Path) -> None:
     assert config["clusters"][0]["cluster"]["server"] == "https://192.0.2.1:6443"
     with pytest.raises(DataError, match="not the one that ca_hash pins"):
         run(folder, HEAD + NODES + bootstrap.replace(pin, f"sha256:{'0' * 64}"))
+    # Without a file of its own, the token of the PKI folder.
+    write_atomic(folder / "pki/bootstrap.conf", files["/etc/kubernetes/bootstrap-kubelet.conf"], mode=0o600)
+    run(folder, HEAD + NODES + "bootstrap = {}\n")
+    assert read(folder, "worker-1").files == files
+    (folder / "pki/bootstrap.conf").write_text("kind: Config\nusers: []\n")
+    with pytest.raises(DataError, match="holds no bootstrap token"):
+        run(folder, HEAD + NODES + "bootstrap = {}\n")
     (folder / "token").chmod(0o644)
     with pytest.raises(HostError, match="may be read by others"):
         run(folder, HEAD + NODES + bootstrap)
@@ -289,7 +297,7 @@ def test_missing_half_of_a_pair(folder: Path) -> None:
     (folder / "pki/nodes/worker-1/kubelet.crt").write_text("x")
     with pytest.raises(HostError) as caught:
         run(folder)
-    assert caught.value.hint == f"imagebuilder pki issue --node worker-1 --dir {folder / 'pki'}"
+    assert caught.value.hint == f"imagebuilder pki issue worker-1 --dir {folder / 'pki'}"
 
 
 def test_pki_of_another_cluster(folder: Path) -> None:
