@@ -16,11 +16,11 @@ PACKAGE = ROOT / "imagebuilder"
 # DESIGN, section 9: imports go downward in this list, or stay within a line.
 LEVELS = (
     {"cli", "__main__"},
-    {"artifacts", "bake", "bake_packer", "templates", "release", "doctor"},
+    {"artifacts", "bake", "bake_packer", "templates", "release", "doctor", "schema"},
     {"direct", "packer", "verify", "publish", "datapackage", "pki"},
     {"vm"},
     {"cells", "plan", "recipe_env", "resolve", "fetch"},
-    {"profile_data", "profiles", "targets", "steps", "images", "compat", "config", "schema", "strict", "sources"},
+    {"profile_data", "profiles", "targets", "steps", "images", "compat", "config", "strict", "sources"},
     {"process", "events", "resources", "content", "gzips"},
     {"model", "errors", "__init__"},
 )
