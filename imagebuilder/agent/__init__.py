@@ -1,1 +1,1 @@
-"""What runs in the image: one file, the standard library only."""
+"""What runs in the image: one file, standing alone."""
