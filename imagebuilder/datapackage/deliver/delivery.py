@@ -102,12 +102,13 @@ def deliver(payload: Payload, target: str, folder: Path, *, mesos: Parts | None 
     places = {"folder": str(folder.absolute()), "name": payload.name}
     if shlex.quote(places["folder"]) != places["folder"]:
         raise UsageError(f'"{folder}" has characters that a command would have to quote', hint="--output DIR")
+    for name in (*(name for name, _ in FORMS.values()), README):  # of an earlier delivery: what stays would mislead
+        (folder / name).unlink(missing_ok=True)
     written, left_out = [], []
     for way in ways(target):
         why, data = _encoded(way, payload)
         if why:
             left_out.append(LeftOut(way=way, why=why))
-            (folder / FORMS[way.form][0]).unlink(missing_ok=True)  # of an earlier delivery, which was smaller
         elif way.form == "mesos":
             if mesos is None:
                 raise UsageError("a bundle needs --kubelet, --trust and --bundle-url")
