@@ -14,7 +14,6 @@ The paths, headers and limits are those of the platforms' own documentation: EC2
 import base64
 import binascii
 import contextlib
-import email
 import hashlib
 import http.client
 import json
@@ -36,12 +35,13 @@ MAX_PACKAGE = 1 << 20  # bytes; the cap of the format
 MAX_PAYLOAD = 2 << 20
 MAX_TOKEN = 1024  # bytes of EC2's session token, which has 56
 MAX_DEPTH = 4  # base64 of a gzip of a MIME text of a base64 part is the deepest that any tool makes
+MAX_HEADER, MAX_PARTS = 8192, 64  # bytes and number, in a MIME text
 MAX_REDIRECTS = 3
 FIRST_PAUSE = 0.5  # seconds before the second try; doubled from then on
 GRACE = 1.0  # seconds that a source's thread gets after its deadline to say itself what is wrong
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-PART_TYPE = "application/x-imagebuilder-data"
+PART_TYPE = b"application/x-imagebuilder-data"
 FILE_NAME = "imagebuilder.ibdata"
 GUESTINFO_KEY = "guestinfo.imagebuilder.data"
 FW_CFG = "/sys/firmware/qemu_fw_cfg/by_name/opt/imagebuilder/data/raw"
@@ -319,13 +319,22 @@ def _decode_gzip(data: bytes, depth: int) -> Optional[bytes]:
 
 
 def _decode_mime(data: bytes, depth: int) -> Optional[bytes]:
-    try:
-        parts = [part for part in email.message_from_bytes(data).walk() if part.get_content_type() == PART_TYPE]
-        bodies = [part.get_payload(decode=True) for part in parts]
-    except Exception:  # the parser of the standard library raises many things on bad input
+    """Look for our part in a flat MIME text (RFC 2046, 5.1).
+
+    Not with the parser of the standard library, which takes minutes for 1 MiB of parts within parts.
+    """
+    head, _, body = data.replace(b"\r\n", b"\n").partition(b"\n\n")
+    head = re.sub(rb"\n[ \t]+", b" ", head[:MAX_HEADER])
+    found = re.search(rb'(?im)^content-type\s*:\s*multipart/[^\n]*boundary="?([^";\n]+)', head)
+    if not found:
         return None
-    found = (decode(body, depth + 1) for body in bodies if isinstance(body, bytes))
-    return next((body for body in found if body is not None), None)
+    for part in (b"\n" + body).split(b"\n--" + found.group(1).rstrip(), MAX_PARTS)[1:]:
+        head, _, body = part.partition(b"\n\n")
+        if re.search(rb"(?im)^content-type\s*:\s*" + PART_TYPE + rb"\s*(;|$)", head[:MAX_HEADER]):
+            package = decode(body, depth + 1)
+            if package is not None:
+                return package
+    return None
 
 
 def _take(
