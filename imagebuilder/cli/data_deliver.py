@@ -46,7 +46,7 @@ def deliver(
     parts: Parts | None = None
     if target == "mesos":
         if kubelet is None or not trust or not delivery.URL.fullmatch(bundle_url):
-            hint = "--kubelet FILE --trust pki/package-signing.pub --bundle-url https://..."
+            hint = "--kubelet FILE --trust KEY.pem --bundle-url https://..."
             raise UsageError("a bundle for Mesos needs a kubelet, a trusted key and an address", hint=hint)
         version = kubelet_version or asked_version(kubelet)
         parts = Parts(kubelet=kubelet, version=version, trust=trust, url=bundle_url.rstrip("/"))

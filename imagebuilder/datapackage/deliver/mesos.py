@@ -75,14 +75,14 @@ def write_mesos(folder: Path, name: str, package: bytes, parts: Parts) -> tuple[
 
 
 def _checked(parts: Parts) -> str:
-    for path in (parts.kubelet, parts.agent, *parts.trust):
-        if not path.is_file():
-            raise UsageError(f"{path} is missing", hint="imagebuilder data deliver --help")
-    arch = file_arch(parts.kubelet)
+    arch = file_arch(parts.kubelet) if parts.kubelet.is_file() else ""
     if not arch:
         raise UsageError(f"{parts.kubelet} is not a Linux program for amd64 or arm64", hint="--kubelet FILE")
     if not parts.trust:
-        raise UsageError("without a trusted key the agent accepts no package", hint="--trust pki/package-signing.pub")
+        raise UsageError("without a trusted key the agent accepts no package", hint="--trust KEY.pem")
+    missing = next((path for path in (*parts.trust, parts.agent) if not path.is_file()), None)
+    if missing is not None:
+        raise UsageError(f"{missing} is missing", hint="imagebuilder data deliver --help")
     return arch
 
 
