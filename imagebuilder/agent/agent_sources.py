@@ -581,14 +581,33 @@ def _from_fw_cfg(host: Host, deadline: float) -> Iterator[_Found]:
 
 def _from_smbios(host: Host, deadline: float) -> Iterator[_Found]:
     """OEM strings (SMBIOS type 11), in systemd's way to pass a credential."""
-    for name in host.names("/sys/firmware/dmi/entries"):
-        if not name.startswith("11-"):
-            continue
+    for origin, text in _oem_strings(host):
+        if text.startswith(SMBIOS_PREFIX):
+            yield from _take(origin, text[len(SMBIOS_PREFIX) :], True)
+
+
+def _oem_strings(host: Host) -> Iterator[Tuple[str, bytes]]:
+    """Yield where it is, and the text, of each string. The whole table serves where dmi-sysfs is not loaded.
+
+    A structure begins with type, length of the fixed part, and handle; its strings follow, each ended by a zero, and
+    one more zero ends the structure (DSP0134, 6.1).
+    """
+    names = [name for name in host.names("/sys/firmware/dmi/entries") if name.startswith("11-")]
+    for name in names:
         raw = _read(host.path(f"/sys/firmware/dmi/entries/{name}/raw"), MAX_PAYLOAD) or b""
-        # Byte 1 is the length of the fixed part; the strings follow, each ended by a zero (DSP0134, 6.1.3).
         for text in raw[raw[1] :].split(b"\0") if len(raw) > 4 else ():
-            if text.startswith(SMBIOS_PREFIX):
-                yield from _take("smbios:" + name, text[len(SMBIOS_PREFIX) :], True)
+            yield "smbios:" + name, text
+    table = b"" if names else _read(host.path("/sys/firmware/dmi/tables/DMI"), MAX_PAYLOAD) or b""
+    at = 0
+    while at + 4 <= len(table) and table[at + 1] >= 4:
+        start = at + table[at + 1]
+        end = table.find(b"\0\0", start)
+        if end < 0:
+            return
+        if table[at] == 11:
+            for text in table[start:end].split(b"\0"):
+                yield "smbios", text
+        at = end + 2
 
 
 def _from_guestinfo(host: Host, deadline: float) -> Iterator[_Found]:

@@ -153,7 +153,10 @@ def test_superblocks(tmp_path: Path, data: bytes, found: object) -> None:
 
 
 def machine(folder: Path, **files: bytes) -> agent.Host:
-    places = {"cmdline": "proc/cmdline", "fw_cfg": agent.FW_CFG[1:], "smbios": "sys/firmware/dmi/entries/11-0/raw"}
+    places = {
+        "cmdline": "proc/cmdline", "table": "sys/firmware/dmi/tables/DMI",
+        "fw_cfg": agent.FW_CFG[1:], "smbios": "sys/firmware/dmi/entries/11-0/raw",
+    }  # fmt: skip
     for name, data in files.items():
         path = folder / places.get(name, f"sys/class/dmi/id/{name}")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -211,9 +214,22 @@ def test_firmware_and_sandbox_hold_a_package(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_the_whole_table_serves_as_well(tmp_path: Path) -> None:
+    ours = encodings.smbios(encodings.Payload(data=PACKAGE, name="n"))
+    system = b"\x01\x08\x01\0\x01\x02\0\0QEMU\0pc\0\0"
+    bare = b"\x7c\x05\x02\0\0\0\0"
+    end = b"\x7f\x04\x03\0\0\0"
+    table = system + bare + smbios(b"another", ours) + end
+    host = machine(tmp_path, table=table)
+    assert origins(agent.find("local", host)) == ["smbios"]
+    for cut in range(len(table) - len(end) - 1):
+        assert agent.find("local", machine(tmp_path, table=table[:cut]))[0] == []
+
+
 @pytest.mark.parametrize("raw", [b"", b"\x0b", b"\x0b\xff\0\0\0", smbios(), smbios(b"x" * 300)])
 def test_a_strange_table_is_no_source(tmp_path: Path, raw: bytes) -> None:
     assert origins(agent.find("local", machine(tmp_path, smbios=raw))) == []
+    assert origins(agent.find("local", machine(tmp_path / "whole", table=raw))) == []
 
 
 def test_a_source_that_is_named_is_the_only_one(tmp_path: Path) -> None:
