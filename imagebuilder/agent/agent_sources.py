@@ -4,7 +4,8 @@ Python 3.6 and newer, standard library only; nothing here needs the rest of the 
 never judged: whether it is signed, fits this node and is newer than what runs is the caller's business.
 
 All that comes from outside is bounded: sizes by ``MAX_PACKAGE`` and ``MAX_PAYLOAD``, each try, each source and each
-scope by the seconds in :class:`Host`. Whatever goes wrong is a :class:`Problem` with a code; ``find`` raises nothing.
+scope by the seconds in :class:`SourceHost`. Whatever goes wrong is a :class:`Problem` with a code; none of it is raised
+by ``find``.
 
 The paths, headers and limits are those of the platforms' own documentation: EC2 "Use the Instance Metadata Service"
 (version 2), Compute Engine "VM metadata", Azure "Instance Metadata Service", OpenStack Nova "Metadata", cloud-init's
@@ -22,13 +23,13 @@ import re
 import selectors
 import signal
 import stat
-import subprocess  # noqa: TID251  # the agent stands alone; run() is its one place that starts programs
+import subprocess  # noqa: TID251  # the agent stands alone; output_of() is its one place that starts programs
 import tempfile
 import threading
 import time
 import urllib.parse
 import zlib
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 MAX_PACKAGE = 1 << 20  # bytes; the cap of the format
 # Base64 in lines of 76 makes 1 MiB 1.37 MiB; as a part of a MIME text that is base64 once more, 1.85 MiB.
@@ -60,7 +61,7 @@ AZURE_TAG = "7783-7084-3265-9085-8269-3286-77"  # chassis asset tag of every Azu
 OPENSTACK_TAGS = ("OpenStack Nova", "OpenTelekomCloud", "HUAWEICLOUD", "SAP CCloud VM", "Samsung Cloud Platform")
 
 
-class Candidate:
+class Candidate(NamedTuple):
     """Something that may be a data package for this node.
 
     Attributes:
@@ -69,10 +70,9 @@ class Candidate:
         release: to be called once it was applied: takes it away from where it was found; raises SourceError. Or None.
     """
 
-    def __init__(self, origin: str, data: bytes, release: Optional[Callable[[], None]] = None) -> None:
-        self.origin = origin
-        self.data = data
-        self.release = release
+    origin: str
+    data: bytes
+    release: Optional[Callable[[], None]] = None
 
     @property
     def pointer(self) -> bool:
@@ -80,13 +80,12 @@ class Candidate:
         return self.data[:1] == b"{"
 
 
-class Problem:
+class Problem(NamedTuple):
     """A source that failed: where, a stable code (E_SOURCE, E_SIZE, E_FORMAT, E_DIGEST), and what happened."""
 
-    def __init__(self, origin: str, code: str, text: str) -> None:
-        self.origin = origin
-        self.code = code
-        self.text = text
+    origin: str
+    code: str
+    text: str
 
 
 class SourceError(Exception):
@@ -111,7 +110,7 @@ class _Again(Exception):  # noqa: N818  # a wish, not an error
         self.after = after
 
 
-class Host:
+class SourceHost:
     """The machine, as the sources see it; tests and ``--root`` put something else in its place.
 
     Attributes:
@@ -122,7 +121,7 @@ class Host:
         source_seconds, fetch_seconds, scope_seconds: for one source, one download, and all sources of a scope.
         services: base addresses of each metadata service, in the order in which they are tried.
         commands: the programs that are run, by what they do.
-        clock, sleep: monotonic seconds, and waiting.
+        monotonic, sleep: seconds that never go back, and waiting.
     """
 
     def __init__(self, root: str = "", source: str = "", sandbox: Optional[str] = None) -> None:
@@ -143,7 +142,7 @@ class Host:
             "hcloud": ["http://169.254.169.254"],
         }  # type: Dict[str, List[str]]
         self.commands = {name: name for name in ("mount", "umount", "vmware-rpctool", "vmtoolsd")}
-        self.clock = time.monotonic  # type: Callable[[], float]
+        self.monotonic = time.monotonic  # type: Callable[[], float]
         self.sleep = time.sleep  # type: Callable[[float], None]
 
     def path(self, name: str) -> str:
@@ -168,10 +167,10 @@ class Host:
 
 
 _Found = Union[Candidate, Problem]
-_Source = Callable[[Host, float], Iterator[_Found]]
+_Source = Callable[[SourceHost, float], Iterator[_Found]]
 
 
-def find(scope: str, host: Host) -> Tuple[List[Candidate], List[Problem]]:
+def find(scope: str, host: SourceHost) -> Tuple[List[Candidate], List[Problem]]:
     """Return all that looks like a data package, in the order of the sources, and what went wrong.
 
     Args:
@@ -179,14 +178,14 @@ def find(scope: str, host: Host) -> Tuple[List[Candidate], List[Problem]]:
         host: the machine.
     """
     candidates, problems = [], []  # type: Tuple[List[Candidate], List[Problem]]
-    end = host.clock() + host.scope_seconds
+    end = host.monotonic() + host.scope_seconds
     for origin, source, seconds in _sources(scope, host):
-        left = min(seconds, end - host.clock())
+        left = min(seconds, end - host.monotonic())
         if left <= 0:
             text = f"not asked: the {host.scope_seconds:g} s for all sources together are over"
             problems.append(Problem(origin, "E_SOURCE", text))
             continue
-        for one in _bounded(origin, _begin(source, host, host.clock() + left), left):
+        for one in _bounded(origin, _begin(source, host, host.monotonic() + left), left):
             if isinstance(one, Problem):
                 problems.append(one)
             else:
@@ -194,11 +193,11 @@ def find(scope: str, host: Host) -> Tuple[List[Candidate], List[Problem]]:
     return candidates, problems
 
 
-def _begin(source: _Source, host: Host, deadline: float) -> Callable[[], Iterator[_Found]]:
+def _begin(source: _Source, host: SourceHost, deadline: float) -> Callable[[], Iterator[_Found]]:
     return lambda: source(host, deadline)
 
 
-def _sources(scope: str, host: Host) -> List[Tuple[str, _Source, float]]:
+def _sources(scope: str, host: SourceHost) -> List[Tuple[str, _Source, float]]:
     """Return name, function and seconds of each source of a scope: this is the order in which they are tried."""
     seconds = host.source_seconds
     if host.source:
@@ -214,10 +213,10 @@ def _sources(scope: str, host: Host) -> List[Tuple[str, _Source, float]]:
         raise ValueError(f"scope is local or net, not {scope!r}")
     lines = [("kernel-line", _from_kernel_line, host.fetch_seconds)] if _kernel_value(host, "data") else []
     asked = services(host)
-    return lines + [(name, source, seconds) for name, source in SERVICES if name in asked]
+    return lines + [(name, source, seconds) for name, source in METADATA if name in asked]
 
 
-def services(host: Host) -> List[str]:
+def services(host: SourceHost) -> List[str]:
     """Return which metadata services this machine can have, by what its firmware says.
 
     Bare metal and unknown firmware have none, and so wait for none; ``imagebuilder.services=ec2,openstack`` on the
@@ -387,7 +386,7 @@ def _read(path: str, limit: int, inside: str = "") -> Optional[bytes]:
     return data
 
 
-def run(argv: Sequence[str], seconds: float, limit: int = MAX_PAYLOAD) -> Tuple[int, bytes, str]:
+def output_of(argv: Sequence[str], seconds: float, limit: int = MAX_PAYLOAD) -> Tuple[int, bytes, str]:
     """Run a program to its end and return its exit code, its output, and what it complained about.
 
     Args:
@@ -448,7 +447,7 @@ def _pump(child: "subprocess.Popen[bytes]", deadline: float, limit: int) -> Tupl
 # ---- local sources
 
 
-def _from_source(host: Host, deadline: float) -> Iterator[_Found]:
+def _from_source(host: SourceHost, deadline: float) -> Iterator[_Found]:
     """What ``--source`` names; not below ``root``, which is where it goes."""
     parts = urllib.parse.urlsplit(host.source)
     if parts.scheme not in ("", "file") or parts.netloc not in ("", "localhost"):
@@ -460,7 +459,7 @@ def _from_source(host: Host, deadline: float) -> Iterator[_Found]:
     return _take("source:" + path, data, True)
 
 
-def _from_sandbox(host: Host, deadline: float) -> Iterator[_Found]:
+def _from_sandbox(host: SourceHost, deadline: float) -> Iterator[_Found]:
     """The file that Mesos' fetcher put into the task's sandbox."""
     if host.sandbox:
         path = os.path.join(host.sandbox, FILE_NAME)
@@ -475,7 +474,7 @@ DISKS = {
 NO_DISKS = ("loop", "ram", "zram", "fd")  # of these none is a machine's own, and a floppy drive takes seconds to say so
 
 
-def _from_disks(host: Host, deadline: float) -> Iterator[_Found]:
+def _from_disks(host: SourceHost, deadline: float) -> Iterator[_Found]:
     """Files on labelled volumes, read and unmounted at once; the labels in their order."""
     volumes = list(_volumes(host))
     for wanted in ("cidata", "config-2", "azure"):
@@ -490,7 +489,7 @@ def _from_disks(host: Host, deadline: float) -> Iterator[_Found]:
                 yield Problem(origin, error.code, error.text)
 
 
-def _volumes(host: Host) -> Iterator[Tuple[str, str, str]]:
+def _volumes(host: SourceHost) -> Iterator[Tuple[str, str, str]]:
     """Yield device, label and file system of each volume of interest: those that udev knows, then by looking."""
     azure = host.dmi("chassis_asset_tag") == AZURE_TAG
     known = {}
@@ -536,7 +535,7 @@ def probe(device: str) -> Optional[Tuple[str, str]]:
 
 
 def _files(
-    host: Host, device: str, kind: str, names: Sequence[str], deadline: float
+    host: SourceHost, device: str, kind: str, names: Sequence[str], deadline: float
 ) -> List[Tuple[str, Optional[bytes]]]:
     """Return the files of a volume, which is mounted for as long as that takes.
 
@@ -560,9 +559,9 @@ def _files(
             os.rmdir(folder)
 
 
-def _must(host: Host, deadline: float, name: str, *arguments: str) -> None:
-    left = max(1.0, deadline - host.clock())  # unmounting gets its second, however late it is
-    code, output, complaint = run((host.commands[name], *arguments), left)
+def _must(host: SourceHost, deadline: float, name: str, *arguments: str) -> None:
+    left = max(1.0, deadline - host.monotonic())  # unmounting gets its second, however late it is
+    code, output, complaint = output_of((host.commands[name], *arguments), left)
     if code:
         said = complaint or output.decode("utf-8", "replace")
         raise SourceError("E_SOURCE", f"{name} ended with {code}: {said[:200]}")
@@ -574,19 +573,19 @@ def _custom_data(document: Optional[bytes]) -> Optional[bytes]:
     return found.group(1) if found else None
 
 
-def _from_fw_cfg(host: Host, deadline: float) -> Iterator[_Found]:
+def _from_fw_cfg(host: SourceHost, deadline: float) -> Iterator[_Found]:
     """QEMU's ``-fw_cfg name=opt/imagebuilder/data,file=...``."""
     return _take("fw_cfg", _read(host.path(FW_CFG), MAX_PAYLOAD), True)
 
 
-def _from_smbios(host: Host, deadline: float) -> Iterator[_Found]:
+def _from_smbios(host: SourceHost, deadline: float) -> Iterator[_Found]:
     """OEM strings (SMBIOS type 11), in systemd's way to pass a credential."""
     for origin, text in _oem_strings(host):
         if text.startswith(SMBIOS_PREFIX):
             yield from _take(origin, text[len(SMBIOS_PREFIX) :], True)
 
 
-def _oem_strings(host: Host) -> Iterator[Tuple[str, bytes]]:
+def _oem_strings(host: SourceHost) -> Iterator[Tuple[str, bytes]]:
     """Yield where it is, and the text, of each string. The whole table serves where dmi-sysfs is not loaded.
 
     A structure begins with type, length of the fixed part, and handle; its strings follow, each ended by a zero, and
@@ -610,7 +609,7 @@ def _oem_strings(host: Host) -> Iterator[Tuple[str, bytes]]:
         at = end + 2
 
 
-def _from_guestinfo(host: Host, deadline: float) -> Iterator[_Found]:
+def _from_guestinfo(host: SourceHost, deadline: float) -> Iterator[_Found]:
     """VMware's guestinfo: a key of ours, else a property of the OVF environment."""
     value = _guestinfo(host, deadline, "info-get " + GUESTINFO_KEY)
     if value and value != b"---":
@@ -622,17 +621,17 @@ def _from_guestinfo(host: Host, deadline: float) -> Iterator[_Found]:
         yield from _take("ovfenv", found.group(1), True)
 
 
-def _redact(host: Host) -> None:
-    _guestinfo(host, host.clock() + host.source_seconds, f"info-set {GUESTINFO_KEY} ---")
+def _redact(host: SourceHost) -> None:
+    _guestinfo(host, host.monotonic() + host.source_seconds, f"info-set {GUESTINFO_KEY} ---")
 
 
-def _guestinfo(host: Host, deadline: float, request: str) -> bytes:
+def _guestinfo(host: SourceHost, deadline: float, request: str) -> bytes:
     """Return the answer to a request, empty where there is no such value."""
-    left = max(0.1, deadline - host.clock())
+    left = max(0.1, deadline - host.monotonic())
     try:
-        code, output, complaint = run((host.commands["vmware-rpctool"], request), left)
+        code, output, complaint = output_of((host.commands["vmware-rpctool"], request), left)
     except _MissingError:
-        code, output, complaint = run((host.commands["vmtoolsd"], "--cmd", request), left)
+        code, output, complaint = output_of((host.commands["vmtoolsd"], "--cmd", request), left)
     said = complaint + output.decode("utf-8", "replace") if code else ""
     if code and "No value found" not in said:
         raise SourceError("E_SOURCE", f"{request.split()[0]}: {said[:200]}")
@@ -642,14 +641,14 @@ def _guestinfo(host: Host, deadline: float, request: str) -> bytes:
 # ---- sources that need the network
 
 
-def _kernel_value(host: Host, name: str) -> str:
+def _kernel_value(host: SourceHost, name: str) -> str:
     """Return the value of ``imagebuilder.<name>=`` on the kernel's command line; the last one counts."""
     start = f"imagebuilder.{name}="
     words = [word for word in host.text("/proc/cmdline").split() if word.startswith(start)]
     return words[-1][len(start) :] if words else ""
 
 
-def _from_kernel_line(host: Host, deadline: float) -> Iterator[_Found]:
+def _from_kernel_line(host: SourceHost, deadline: float) -> Iterator[_Found]:
     """A package behind an address. Its sha256 is compared where it is given; its signature counts in any case."""
     url, digest = expand(host, _kernel_value(host, "data")), _kernel_value(host, "sha256").lower()
     data = download(host, url, MAX_PAYLOAD, deadline)
@@ -658,7 +657,7 @@ def _from_kernel_line(host: Host, deadline: float) -> Iterator[_Found]:
     return _take("kernel-line", data, True)
 
 
-def expand(host: Host, url: str) -> str:
+def expand(host: SourceHost, url: str) -> str:
     """Return an address with ``{uuid}``, ``{serial}``, ``{mac}`` and ``{hostname}`` replaced by this machine's.
 
     Raises:
@@ -681,7 +680,9 @@ def expand(host: Host, url: str) -> str:
     return re.sub(r"\{([^{}]*)\}", value, url)
 
 
-def fetch_pointer(document_bytes: bytes, host: Host, verify: Callable[[Dict[str, Any], bytes, str], object]) -> bytes:
+def fetch_pointer(
+    document_bytes: bytes, host: SourceHost, verify: Callable[[Dict[str, Any], bytes, str], object]
+) -> bytes:
     """Return the package file that a pointer document names.
 
     Args:
@@ -698,7 +699,7 @@ def fetch_pointer(document_bytes: bytes, host: Host, verify: Callable[[Dict[str,
     verify(dict(document), signature, document["keyId"])
     url, size = document["url"], document["size"]
     seconds = host.fetch_seconds
-    deadline = host.clock() + seconds
+    deadline = host.monotonic() + seconds
     found = _bounded(url, lambda: iter([download(host, url, size, deadline)]), seconds)
     for problem in found:
         if isinstance(problem, Problem):
@@ -726,7 +727,7 @@ def _pointer(data: bytes) -> Dict[str, Any]:
     return dict(document)
 
 
-def download(host: Host, url: str, limit: int, deadline: float) -> bytes:
+def download(host: SourceHost, url: str, limit: int, deadline: float) -> bytes:
     """Return what is behind an http or https address; follows redirects, but never away from https, nor elsewhere.
 
     Raises:
@@ -751,7 +752,7 @@ def download(host: Host, url: str, limit: int, deadline: float) -> bytes:
     return bytes(_patiently(host, [url], ask, deadline))
 
 
-def _patiently(host: Host, bases: Sequence[str], ask: Callable[[str], Any], deadline: float) -> Any:
+def _patiently(host: SourceHost, bases: Sequence[str], ask: Callable[[str], Any], deadline: float) -> Any:
     """Return the first answer; each base is asked in turn, then again after a pause that grows.
 
     Raises:
@@ -766,14 +767,14 @@ def _patiently(host: Host, bases: Sequence[str], ask: Callable[[str], Any], dead
             except _Again as error:
                 texts.append(error.text)
                 wanted = max(wanted, error.after)
-        if host.clock() + wanted >= deadline:
+        if host.monotonic() + wanted >= deadline:
             raise SourceError("E_SOURCE", "; ".join(texts) or "has no address")
         host.sleep(wanted)
         pause *= 2
 
 
 def _http(
-    host: Host, method: str, url: str, headers: Dict[str, str], deadline: float,
+    host: SourceHost, method: str, url: str, headers: Dict[str, str], deadline: float,
     again: Sequence[int] = (), limit: int = MAX_PAYLOAD,
 ) -> Tuple[int, Any, bytes]:  # fmt: skip
     """Make one request, without proxies or redirects, and return status, headers and body.
@@ -786,10 +787,10 @@ def _http(
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     try:
         name, port = _address(parts)
-        connection = kind(name, port, timeout=max(0.1, min(host.connect_seconds, deadline - host.clock())))
+        connection = kind(name, port, timeout=max(0.1, min(host.connect_seconds, deadline - host.monotonic())))
         with contextlib.closing(connection):
             connection.connect()
-            connection.sock.settimeout(max(0.1, min(host.read_seconds, deadline - host.clock())))
+            connection.sock.settimeout(max(0.1, min(host.read_seconds, deadline - host.monotonic())))
             target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
             # The scope of an IPv6 address is this machine's own business (RFC 6874).
             shown = {"Host": re.sub(r"%[^\]]*", "", parts.netloc.rpartition("@")[2]), "Connection": "close"}
@@ -814,14 +815,14 @@ def _seconds(text: str) -> float:
     return float(text) if re.match(r"[0-9]{1,6}\Z", text) else 0.0  # a date needs a clock that is right
 
 
-def _body(host: Host, response: http.client.HTTPResponse, url: str, deadline: float, limit: int) -> bytes:
+def _body(host: SourceHost, response: http.client.HTTPResponse, url: str, deadline: float, limit: int) -> bytes:
     stated = response.headers.get("Content-Length", "")
     length = int(stated) if stated.isdigit() and not response.chunked else None
     if length is not None and length > limit:
         raise SourceError("E_SIZE", f"{url} has {length} bytes, more than {limit}")
     body = b""
     while length is None or len(body) < length:
-        if host.clock() >= deadline:
+        if host.monotonic() >= deadline:
             raise _Again(f"{url}: not whole within its time")
         piece = response.read1(1 << 16)  # what is there, not so many: a slow sender must not stretch the deadline
         if not piece:
@@ -847,7 +848,7 @@ def _metadata(
         again: statuses that pass, beside ``AGAIN``.
     """
 
-    def source(host: Host, deadline: float) -> Iterator[_Found]:
+    def source(host: SourceHost, deadline: float) -> Iterator[_Found]:
         for path in paths:
 
             def ask(base: str, path: str = path) -> Tuple[int, bytes]:
@@ -866,7 +867,7 @@ def _metadata(
     return source
 
 
-def _bases(host: Host, name: str) -> List[str]:
+def _bases(host: SourceHost, name: str) -> List[str]:
     """Return the addresses of a service, the link-local ones once for each network card."""
     cards = [card for card in host.names("/sys/class/net") if card != "lo"]
     bases = []
@@ -875,7 +876,7 @@ def _bases(host: Host, name: str) -> List[str]:
     return bases
 
 
-def _token(host: Host, base: str, deadline: float) -> Dict[str, str]:
+def _token(host: SourceHost, base: str, deadline: float) -> Dict[str, str]:
     """Return the header with a session token of EC2's service; version 1, without one, is never used."""
     wish = {"X-aws-ec2-metadata-token-ttl-seconds": "21600", "Content-Length": "0"}
     status, _, body = _http(host, "PUT", base + "/latest/api/token", wish, deadline, limit=MAX_TOKEN)
@@ -886,7 +887,7 @@ def _token(host: Host, base: str, deadline: float) -> Dict[str, str]:
 
 
 _GCE = "/computeMetadata/v1/instance/attributes/"
-SERVICES = (
+METADATA = (
     ("ec2", _metadata("ec2", ["/2019-10-01/user-data"], {}, again=(401,))),  # 401: the token is over
     ("gce", _metadata(
         "gce", [_GCE + "imagebuilder-data", _GCE + "user-data"], {"Metadata-Flavor": "Google"},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from imagebuilder.agent.agent_sources import AZURE_TAG, Host
+from imagebuilder.agent.agent_sources import AZURE_TAG, SourceHost
 
 MOUNT = """#!/bin/sh
 set -eu
@@ -62,7 +62,7 @@ class Node:
         (self.root / "run").mkdir(parents=True)
         for name, value in FIRMWARE[kind].items():
             self.put(f"/sys/class/dmi/id/{name}", value.encode() + b"\n")
-        self.host = Host(str(self.root), sandbox="")
+        self.host = SourceHost(str(self.root), sandbox="")
         self.host.connect_seconds, self.host.read_seconds = 0.5, 0.5
         self.host.source_seconds = self.host.fetch_seconds = 2.0
         for name, text in (("mount", MOUNT), ("umount", UMOUNT), ("vmware-rpctool", RPCTOOL)):

@@ -31,7 +31,7 @@ def site() -> Iterator[Site]:
     made.close()
 
 
-def named(host: agent.Host, **bases: str) -> agent.Host:
+def named(host: agent.SourceHost, **bases: str) -> agent.SourceHost:
     for name, base in bases.items():
         host.services[name] = [base]
     return host
@@ -272,7 +272,7 @@ def test_all_sources_together_have_an_end(tmp_path: Path) -> None:
     node = Node(tmp_path)
     node.put("/proc/cmdline", b"imagebuilder.services=ec2,gce,azure")
     now = [0.0]
-    node.host.clock, node.host.scope_seconds, node.host.source_seconds = (lambda: now[0]), 15.0, 10.0
+    node.host.monotonic, node.host.scope_seconds, node.host.source_seconds = (lambda: now[0]), 15.0, 10.0
 
     def sleep(seconds: float) -> None:
         now[0] += seconds * step

@@ -35,7 +35,7 @@ import agent_sources as agent
 told = json.load(sys.stdin)
 result = {}
 for name, services in told["services"].items():
-    host = agent.Host(told["roots"][name], sandbox="")
+    host = agent.SourceHost(told["roots"][name], sandbox="")
     host.services.update(services)
     host.commands.update(told["commands"])
     host.sleep = lambda seconds: None

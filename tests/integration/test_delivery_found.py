@@ -373,7 +373,7 @@ def test_a_refused_package_starts_no_kubelet(tmp_path: Path) -> None:
 
 def test_the_sandbox_is_a_source_of_the_agent(tmp_path: Path) -> None:
     fetched(bundle(tmp_path, WORKER), tmp_path / "sandbox")
-    host = agent.Host(str(tmp_path / "root"), sandbox=str(tmp_path / "sandbox"))
+    host = agent.SourceHost(str(tmp_path / "root"), sandbox=str(tmp_path / "sandbox"))
     assert [candidate.data for candidate in agent.find("local", host)[0]] == [PACKAGE]
 
 

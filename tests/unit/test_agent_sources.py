@@ -152,7 +152,7 @@ def test_superblocks(tmp_path: Path, data: bytes, found: object) -> None:
     assert agent.probe(str(tmp_path / "none")) is None
 
 
-def machine(folder: Path, **files: bytes) -> agent.Host:
+def machine(folder: Path, **files: bytes) -> agent.SourceHost:
     places = {
         "cmdline": "proc/cmdline", "table": "sys/firmware/dmi/tables/DMI",
         "fw_cfg": agent.FW_CFG[1:], "smbios": "sys/firmware/dmi/entries/11-0/raw",
@@ -161,7 +161,7 @@ def machine(folder: Path, **files: bytes) -> agent.Host:
         path = folder / places.get(name, f"sys/class/dmi/id/{name}")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    return agent.Host(str(folder), sandbox="")
+    return agent.SourceHost(str(folder), sandbox="")
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_a_source_that_is_named_is_the_only_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["http://a.example/x", "file://other/x", "/dev/null", "/none", "link"])
 def test_a_source_that_is_no_file_is_a_problem(tmp_path: Path, name: str) -> None:
     (tmp_path / "link").symlink_to("/etc/passwd")
-    host = agent.Host(source=str(tmp_path / name) if name == "link" else name, sandbox="")
+    host = agent.SourceHost(source=str(tmp_path / name) if name == "link" else name, sandbox="")
     candidates, problems = agent.find("local", host)
     assert candidates == [] and [problem.code for problem in problems] == ["E_SOURCE"]
 
@@ -287,11 +287,11 @@ def test_a_bad_pointer_is_refused_before_anything_else(change: dict[str, Any]) -
         raise AssertionError("not asked")
 
     with pytest.raises(agent.SourceError) as caught:
-        agent.fetch_pointer(json.dumps(GOOD | change).encode(), agent.Host(), verify)
+        agent.fetch_pointer(json.dumps(GOOD | change).encode(), agent.SourceHost(), verify)
     assert caught.value.code == "E_FORMAT"
     for data in (b"", b"[]", b"\xff", b'{"a":1}', b"[" * 100_000):
         with pytest.raises(agent.SourceError):
-            agent.fetch_pointer(data, agent.Host(), verify)
+            agent.fetch_pointer(data, agent.SourceHost(), verify)
 
 
 def test_nothing_is_fetched_when_the_signature_is_bad() -> None:
@@ -304,4 +304,4 @@ def test_nothing_is_fetched_when_the_signature_is_bad() -> None:
         raise Bad
 
     with pytest.raises(Bad):  # a connection would raise something else: see conftest.py
-        agent.fetch_pointer(json.dumps(GOOD).encode(), agent.Host(), verify)
+        agent.fetch_pointer(json.dumps(GOOD).encode(), agent.SourceHost(), verify)

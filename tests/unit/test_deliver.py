@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from imagebuilder.cli import docs
 from imagebuilder.cli.data_deliver import deliver as command
 from imagebuilder.datapackage.deliver import encodings
 from imagebuilder.datapackage.deliver.delivery import NAME, URL, Payload, deliver, fits, read_payload
@@ -198,3 +199,9 @@ def test_the_command_says_what_mesos_needs(tmp_path: Path) -> None:
     (tmp_path / "node-1.ibdata").write_bytes(SMALL.data)
     words = [f"{tmp_path}/node-1.ibdata", "--target", "mesos", "--output", f"{tmp_path}/out"]
     assert "a kubelet, a trusted key and an address" in str(CliRunner().invoke(command, words).exception)
+
+
+def test_the_page_is_what_the_data_says() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "transports.md").read_text()
+    assert page == docs.transports(), "make docs"
+    assert all(f"| {target} |" in page for target in targets())

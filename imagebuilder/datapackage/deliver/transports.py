@@ -65,3 +65,21 @@ def ways(target: str) -> tuple[Way, ...]:
             f'no package goes to "{target}"{did_you_mean(target, known)}', hint=f"--target {' | '.join(targets())}"
         )
     return known[target]
+
+
+def render_markdown() -> str:
+    """Return the table of all ways for the documentation."""
+    rows = [
+        f"| {target} | {way.title} | {way.form} | {_limit(way)} | {_sentence(way.note)} |\n"
+        for target in targets()
+        for way in ways(target)
+    ]
+    return "| Target | Way | Form | Limit in bytes | |\n|---|---|---|---|---|\n" + "".join(rows)
+
+
+def _limit(way: Way) -> str:
+    return f"{way.limit:,}{' of base64' if way.measured == 'base64' else ''}" if way.limit else ""
+
+
+def _sentence(note: str) -> str:
+    return note.replace("{name}", "NAME").replace("{file}", "FILE")
