@@ -27,6 +27,7 @@ bench: setup
 docs: setup
 	$(BIN)/imagebuilder docs errors > docs/errors.md
 	$(BIN)/imagebuilder docs steps > docs/steps.md
+	$(BIN)/imagebuilder docs transports > docs/transports.md
 
 clean:
 	rm -rf .venv out build dist
