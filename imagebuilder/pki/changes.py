@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from cryptography import x509
 
@@ -21,6 +21,7 @@ from imagebuilder.pki.table import AUTHORITIES, CA_DAYS, CLUSTER, KEY_PAIRS, LEA
 from imagebuilder.strict import did_you_mean
 
 ADMINS = "cluster-admins.json"
+Old: TypeAlias = Callable[[Spec, Sequence[x509.Certificate]], bool]
 What = Literal["made", "kept", "renewed", "requested"]
 
 
@@ -69,11 +70,13 @@ def init(folder: Folder, wanted: Mapping[str, Any], terms: Terms) -> list[Done]:
         CertificateError: a file in it is damaged, or an authority has expired.
     """
     with folder.changing(create=True):
+        if folder.has(INFO):
+            _agree(folder, wanted)
         done = [_authority(folder, one, terms) for one in AUTHORITIES]
         done += [_key_pair(folder, one.name) for one in KEY_PAIRS]
         cluster, what = _cluster(folder, wanted)
         done.append(Done(name=INFO, what=what))
-        done += [_certificate(folder, spec, terms, lambda spec, chain: False) for spec in specs(cluster)]
+        done += _certificates(folder, specs(cluster), terms, lambda spec, chain: False)
         write_kubeconfigs(folder)
         return done
 
@@ -94,13 +97,12 @@ def issue(folder: Folder, node: str, sans: Sequence[str] | None, terms: Terms) -
     check_node(node)
     names = None if sans is None else tuple(dict.fromkeys(check_san(name) for name in sans if name != node))
     with folder.changing():
-        cluster = folder.cluster()
+        cluster = _sound(folder)
         known = cluster.nodes.get(node)
         if known is None or (names is not None and names != known):
             cluster = cluster.model_copy(update={"nodes": {**cluster.nodes, node: names or ()}})
             _write_cluster(folder, cluster)
-        wanted = node_specs(cluster, node)
-        done = [_certificate(folder, spec, terms, partial(_other_names, folder)) for spec in wanted]
+        done = _certificates(folder, node_specs(cluster, node), terms, partial(_other_names, folder))
         write_kubeconfigs(folder)
         return done
 
@@ -123,7 +125,7 @@ def renew(folder: Folder, names: Sequence[str], within: int | None, authorities:
         CertificateError: a file is damaged, or an authority has expired or has no key here.
     """
     with folder.changing():
-        cluster = folder.cluster()
+        cluster = _sound(folder)
         chosen = _choose(names, [spec.name for spec in specs(cluster)], authorities)
         limit = dt.timedelta.max if within is None else dt.timedelta(days=within)
 
@@ -131,15 +133,11 @@ def renew(folder: Folder, names: Sequence[str], within: int | None, authorities:
             expires = chain[0].not_valid_after_utc - terms.now < limit
             return expires or _other_names(folder, spec, chain) or bool(problems(folder, spec, chain, terms.now))
 
-        wanted = [one for one in AUTHORITIES if one.name in chosen]
-        done = [
-            _renew_authority(folder, one, terms)
-            for one in wanted
-            if issuer_of(folder, one.name).certificate.not_valid_after_utc - terms.now < limit
-        ]
-        for spec in specs(cluster):  # what somebody took away on purpose (super-admin) is not made again
-            if spec.name in chosen and (names or folder.has(f"{spec.name}.crt")):
-                done.append(_certificate(folder, spec, terms, old))
+        due = _due(folder, [one for one in AUTHORITIES if one.name in chosen], bool(names), limit, terms)
+        done = [_renew_authority(folder, one, terms) for one in due]
+        # What somebody took away on purpose (super-admin) is not made again, unless it is named.
+        found = [spec for spec in specs(cluster) if names or folder.has(f"{spec.name}.crt")]
+        done += _certificates(folder, [spec for spec in found if spec.name in chosen], terms, old)
         write_kubeconfigs(folder)  # an authority that was renewed is in all of them
         return [one for one in done if one.what != "kept"]
 
@@ -175,27 +173,42 @@ def _choose(names: Sequence[str], known: Sequence[str], authorities: bool) -> se
 
 
 def _cluster(folder: Folder, wanted: Mapping[str, Any]) -> tuple[Cluster, What]:
-    """Return what ``cluster.json`` says, after writing it where it is not there.
-
-    Raises:
-        UsageError: it says something else than is wanted.
-    """
+    """Return what ``cluster.json`` says, after writing it where it is not there."""
+    if folder.has(INFO):
+        return folder.cluster(), "kept"
     fields = {key: value for key, value in wanted.items() if key not in ("apiserver", "etcd")}
     sans = {key: wanted[key] for key in ("apiserver", "etcd") if key in wanted}
     ca_hash = certs.spki_hash(issuer_of(folder, CLUSTER).certificate)
-    if not folder.has(INFO):
-        cluster = Cluster.model_validate({**fields, "sans": sans, "caHash": ca_hash})
-        _write_cluster(folder, cluster)
-        return cluster, "made"
-    cluster = folder.cluster()
+    cluster = Cluster.model_validate({**fields, "sans": sans, "caHash": ca_hash})
+    _write_cluster(folder, cluster)
+    return cluster, "made"
+
+
+def _agree(folder: Folder, wanted: Mapping[str, Any]) -> None:
+    """Check that a folder is for what is wanted, before anything in it is changed.
+
+    Raises:
+        UsageError: ``cluster.json`` says something else.
+    """
+    cluster = _sound(folder)
     said = {**cluster.model_dump(mode="json"), **cluster.sans.model_dump(mode="json")}
     if different := [key for key, value in wanted.items() if said[key] != value]:
         lines = "\n".join(f"{key}: {said[key]}, not {wanted[key]}" for key in different)
         hint = f"edit {folder.path / INFO}, then: imagebuilder pki renew --dir {folder.path}; or take another folder"
         raise UsageError(f"{folder.path} is there and says something else", context=lines, hint=hint)
-    if cluster.caHash != ca_hash:
+
+
+def _sound(folder: Folder) -> Cluster:
+    """Return what ``cluster.json`` says, after a look at the authorities: all are there, and nodes know the first.
+
+    Raises:
+        CertificateError: that is not so.
+    """
+    cluster = folder.cluster()
+    found = {one.name: issuer_of(folder, one.name).certificate for one in AUTHORITIES}
+    if cluster.caHash != certs.spki_hash(found[CLUSTER]):
         raise CertificateError(f"{folder.path / INFO} is of another authority than ca.crt", hint="restore ca.crt")
-    return cluster, "kept"
+    return cluster
 
 
 def _write_cluster(folder: Folder, cluster: Cluster) -> None:
@@ -217,12 +230,31 @@ def _authority(folder: Folder, one: Authority, terms: Terms) -> Done:
     return Done(name=one.name, what="made", detail=until(certificate))
 
 
+def _due(
+    folder: Folder, chosen: Sequence[Authority], named: bool, limit: dt.timedelta, terms: Terms
+) -> list[Authority]:
+    """Return the authorities to renew; those that are renewed elsewhere are left out, unless they were named.
+
+    Raises:
+        CertificateError: one that was named is renewed elsewhere.
+    """
+    due = []
+    for one in chosen:
+        issuer = issuer_of(folder, one.name)
+        if issuer.certificate.not_valid_after_utc - terms.now >= limit:
+            continue
+        if issuer.key is not None and issuer.certificate.subject == issuer.certificate.issuer:
+            due.append(one)
+        elif named:
+            hint = f"imagebuilder pki import-ca {one.name} --certificate NEW.crt --dir {folder.path}"
+            raise CertificateError(f"{one.name} can be renewed only where it was made", hint=hint)
+    return due
+
+
 def _renew_authority(folder: Folder, one: Authority, terms: Terms) -> Done:
     """Give an authority a longer life. The key stays, so everything that it issued stays good."""
     issuer = issuer_of(folder, one.name)
-    if issuer.key is None or issuer.certificate.subject != issuer.certificate.issuer:
-        hint = f"imagebuilder pki import-ca {one.name} --certificate NEW.crt --dir {folder.path}"
-        raise CertificateError(f"{one.name} can be renewed only where it was made", hint=hint)
+    assert issuer.key is not None
     certificate = certs.authority_again(issuer.certificate, issuer.key, terms.now, terms.ca_days)
     folder.write_chain(one.name, [certificate])
     return Done(name=one.name, what="renewed", detail=until(certificate))
@@ -236,7 +268,7 @@ def issuer_of(folder: Folder, name: str) -> certs.Issuer:
     """
     chain, key = folder.chain(name), folder.key(name)
     if not chain:
-        raise CertificateError(f"{folder.path / name}.crt is missing", hint="restore it, or run init again")
+        raise CertificateError(f"{folder.path / name}.crt is missing", hint="restore it from a backup")
     if key is not None and not certs.belong(key, chain[0]):
         raise CertificateError(f"{folder.path / name}.key is not the key of {name}.crt", hint="restore the right one")
     return certs.Issuer(name=name, certificate=chain[0], key=key)
@@ -255,31 +287,42 @@ def _key_pair(folder: Folder, name: str) -> Done:
     return Done(name=name, what=what)
 
 
-def _certificate(
-    folder: Folder, spec: Spec, terms: Terms, old: Callable[[Spec, Sequence[x509.Certificate]], bool]
-) -> Done:
-    """Issue, or request, a certificate that is missing or ``old``."""
-    issuer = issuer_of(folder, spec.authority)
-    chain, key = folder.chain(spec.name), folder.key(spec.name)
-    if chain and not old(spec, chain):
-        wrong = problems(folder, spec, chain, terms.now)
-        return Done(name=spec.name, what="kept", detail="; ".join(wrong) or until(chain[0]))
+def _certificates(folder: Folder, wanted: Sequence[Spec], terms: Terms, old: Old) -> list[Done]:
+    """Issue, or request, what is missing or ``old``; when one of them cannot be issued, none is."""
+    chains = {spec.name: folder.chain(spec.name) for spec in wanted}
+    todo = {spec.name for spec in wanted if not (chain := chains[spec.name]) or old(spec, chain)}
+    for name in sorted({spec.authority for spec in wanted if spec.name in todo}):
+        issuer = issuer_of(folder, name)
+        if issuer.key is not None and (wrong := authority_problems(issuer.certificate, terms.now)):
+            hint = f"imagebuilder pki renew {name} --ca --dir {folder.path}"
+            raise CertificateError(f"{name} cannot issue certificates", context="\n".join(wrong), hint=hint)
+    return [
+        (_issue(folder, spec, terms) if spec.name in todo else _kept(folder, spec, chains[spec.name] or [], terms))
+        for spec in wanted
+    ]
+
+
+def _kept(folder: Folder, spec: Spec, chain: Sequence[x509.Certificate], terms: Terms) -> Done:
+    wrong = problems(folder, spec, chain, terms.now)
+    return Done(name=spec.name, what="kept", detail="; ".join(wrong) or until(chain[0]))
+
+
+def _issue(folder: Folder, spec: Spec, terms: Terms) -> Done:
+    issuer, key = issuer_of(folder, spec.authority), folder.key(spec.name)
+    there = folder.has(f"{spec.name}.crt")
     if issuer.key is None:
         return _request(folder, spec, terms)
-    if wrong := authority_problems(issuer.certificate, terms.now):
-        hint = f"imagebuilder pki renew {issuer.name} --ca --dir {folder.path}"
-        raise CertificateError(f"{issuer.name} cannot issue certificates", context="\n".join(wrong), hint=hint)
-    if key is None or (chain and terms.new_keys):
+    if key is None or (there and terms.new_keys):
         key = certs.new_key()
-        folder.write_key(spec.name, key, pending=bool(chain))
+        folder.write_key(spec.name, key, pending=there)
     certificate = certs.issue(spec, key.public_key(), issuer, terms.now, terms.days)
     folder.write_chain(spec.name, [certificate])
-    return Done(name=spec.name, what="renewed" if chain else "made", detail=until(certificate))
+    return Done(name=spec.name, what="renewed" if there else "made", detail=until(certificate))
 
 
 def _request(folder: Folder, spec: Spec, terms: Terms) -> Done:
     """Write a request for an outside signer; the pair that is in use stays until the answer is imported."""
-    in_use = folder.chain(spec.name) is not None
+    in_use = folder.has(f"{spec.name}.crt")
     pending, waiting = folder.key(spec.name, pending=True), folder.request(spec.name)
     key = pending or (None if in_use and terms.new_keys else folder.key(spec.name))
     if key is None:
