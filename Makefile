@@ -17,8 +17,9 @@ lint: setup-tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Two workers: one boots guests, see tests/conftest.py.
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 bench: setup
 	$(BIN)/python -m bench.bench
@@ -27,6 +28,7 @@ docs: setup
 	$(BIN)/imagebuilder docs certificates > docs/certificates.md
 	$(BIN)/imagebuilder docs errors > docs/errors.md
 	$(BIN)/imagebuilder docs steps > docs/steps.md
+	$(BIN)/imagebuilder docs transports > docs/transports.md
 
 clean:
 	rm -rf .venv out build dist

@@ -33,13 +33,15 @@ class Packing:
     box: BoxSpec | None = None
 
 
-def packing(plan: BuildPlan, lock: Lock, seed: str) -> Packing:
+def packing(plan: BuildPlan, *, kubernetes: str, containerd: str, seed: str, size: int = 0) -> Packing:
     """Decide how a plan's disk is packed.
 
     Args:
         plan: what was decided.
-        lock: what was found.
+        kubernetes: the version in it.
+        containerd: the version in it.
         seed: what the identifiers of formats are derived from.
+        size: of the disk in bytes, where it is not the plan's.
     """
     subject = Subject(name=plan.id, seed=seed)
     if plan.disk.format != BOX:
@@ -48,13 +50,13 @@ def packing(plan: BuildPlan, lock: Lock, seed: str) -> Packing:
         "build": plan.id,
         "name": f"{plan.profile.name}-{plan.profile.release}-k{plan.kubernetes_minor}",
         "os": f"{plan.profile.title} {plan.profile.release}",
-        "kubernetes": lock.kubernetes,
-        "containerd": containerd_version(plan, lock),
+        "kubernetes": kubernetes,
+        "containerd": containerd,
         "tool": f"imagebuilder {__version__}",
     }
     box = BoxSpec(
-        provider=plan.target.box_provider, name=plan.id, arch=plan.cell.arch, virtual_size=plan.disk.size, seed=seed,
-        info=info,
+        provider=plan.target.box_provider, name=plan.id, arch=plan.cell.arch, virtual_size=size or plan.disk.size,
+        seed=seed, info=info,
     )  # fmt: skip
     return Packing(format=BOX, subject=subject, box=box)
 

@@ -101,7 +101,7 @@ def _bake(
     materials = fetcher.materials(plan, lock)
     jobs = layer_jobs(plan, lock, materials, resources.folder("provision"))
     spec = disk_spec(plan, lock, jobs)
-    packed = packing(plan, lock, spec.seed)
+    packed = packing(plan, kubernetes=lock.kubernetes, containerd=containerd_version(plan, lock), seed=spec.seed)
     artifact_id = content_id([FORMAT_VERSION, VERSION, plain(spec), plain(packed), [job.id for job in jobs]])
     if found := unchanged(folder, artifact_id):
         return found
@@ -117,6 +117,7 @@ def _bake(
     )  # fmt: skip
     layers = engine.build(jobs)
     tools = engine.tools(layers[0], lock.packages["tools"])
+    store.sync()
     # 3. the disk and the artifact
     artifact = folder / f"{plan.id}.{plan.disk.extension}"
     with store.scratch(f"disk-{artifact_id}") as work, new_file(folder) as new:

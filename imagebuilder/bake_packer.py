@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from imagebuilder import __version__
+from imagebuilder.artifacts import BOX, packing, write_artifact
 from imagebuilder.bake import BakeOptions, BakeResult, new_file, new_log, publish, publish_manifest
 from imagebuilder.content import content_id
 from imagebuilder.direct.layers import LayerStore
+from imagebuilder.direct.virtual import RawFile
 from imagebuilder.errors import ArtifactError, UnreachableError, UntrustedError, UsageError
 from imagebuilder.events import Progress
 from imagebuilder.fetch import Fetcher
@@ -23,7 +25,7 @@ from imagebuilder.packer.folder import digest, write_folder
 from imagebuilder.packer.render import PACKERS, Supplies, hcl_of, render_folder
 from imagebuilder.packer.syntax import read
 from imagebuilder.plan import FILE_SOURCE, BuildPlan
-from imagebuilder.process import Runner
+from imagebuilder.process import Runner, require
 from imagebuilder.resolve import Resolver
 from imagebuilder.sources.download import Downloader
 from imagebuilder.vm.accel import accelerator
@@ -68,8 +70,7 @@ def bake_packer(plan: BuildPlan, *, options: BakeOptions, runner: Runner, progre
             if disk is None:
                 return publish_manifest(folder, artifact_id, manifest)
             with new_file(folder) as new:
-                shutil.move(disk, new)
-                name = f"{plan.id}{''.join(disk.suffixes[-1:])}"
+                name = _place(disk, new, plan, manifest["capabilities"], artifact_id, runner, log)
                 return publish(folder, folder / name, artifact_id, manifest)
 
 
@@ -182,6 +183,22 @@ def _disk(built: Built) -> Path | None:
             f"packer says that it wrote {missing[0].name}, but it is not there", hint=f"ls {built.folder}"
         )
     return max(files, key=lambda path: path.stat().st_size)
+
+
+def _place(disk: Path, new: Path, plan: BuildPlan, has: Mapping[str, Any], seed: str, runner: Runner, log: Path) -> str:
+    """Make the artifact of the disk that packer left, and return its name; boxes are packed as the direct engine's."""
+    if plan.disk.format != BOX:
+        shutil.move(disk, new)
+        return f"{plan.id}{''.join(disk.suffixes[-1:])}"
+    require("qemu-img", package="qemu-utils")
+    raw = disk.with_suffix(".raw")
+    runner.run(["qemu-img", "convert", "-O", "raw", disk, raw], log=log)
+    with RawFile(raw) as source:
+        packed = packing(
+            plan, kubernetes=has["kubelet"], containerd=has["containerd"], seed=seed, size=source.size
+        )  # fmt: skip
+        write_artifact(source, new, packed)
+    return f"{plan.id}.{plan.disk.extension}"
 
 
 def source_image(plan: BuildPlan, checksum: str, var_files: Sequence[Path]) -> dict[str, Any]:

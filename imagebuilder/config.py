@@ -44,6 +44,7 @@ class Config(Strict):
     package: Strings = Field(default=(), description="More packages of the distribution.")
     overlay: Paths = Field(default=(), description="Folders copied over the root tree, in this order.")
     script: Paths = Field(default=(), description="Scripts run in the root tree after that, in this order.")
+    trust: Paths = Field(default=(), description="Public keys of those who may sign data packages.")
     image: Strings = Field(
         default=(),
         description="Container images to preload: references, or paths of archives or image files.",
@@ -63,6 +64,7 @@ def load_config(path: Path) -> Config:
     changes = {
         "overlay": tuple(folder / item for item in config.overlay),
         "script": tuple(folder / item for item in config.script),
+        "trust": tuple(folder / item for item in config.trust),
         "image": tuple(str(folder / item) if image_is_path(item) else item for item in config.image),
         "source": {name: absolute_source(source, folder) for name, source in config.source.items()},
     }

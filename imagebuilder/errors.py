@@ -173,6 +173,22 @@ class CertificateError(ImagebuilderError):
     meaning = "A certificate, key or authority is damaged, expired, or does not fit its use; nothing was changed."
 
 
+class PackageError(ImagebuilderError):
+    """A data package that is refused.
+
+    Attributes:
+        code: stable code of the reason, one of those in ``docs/data-package.md``; the agent uses the same.
+    """
+
+    ref = "package-refused"
+    exit_code = 25
+    meaning = "A data package or a pointer is refused; the message begins with a code of docs/data-package.md."
+
+    def __init__(self, code: str, message: str = "", *, context: str = "", hint: str = "") -> None:
+        super().__init__(f"{code}: {message}" if message else code, context=context, hint=hint)
+        self.code = code
+
+
 class InterruptedByUserError(ImagebuilderError):
     """Ctrl-C or SIGTERM."""
 

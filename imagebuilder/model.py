@@ -35,6 +35,7 @@ class BuildRequest:
         mirrors: mirror name to address, as ``--mirror``.
         keys: mirror name to the fingerprint of the key that signs it, where it is not upstream's own.
         overlays, scripts: absolute paths, in the order they are applied.
+        trust: public keys, in PEM, of those who may sign a node's data packages.
         images: registry references, or paths of OCI archives or image TOML files.
         bare: only the operating system, ssh and cloud-init: what Packer starts from elsewhere.
     """
@@ -48,6 +49,7 @@ class BuildRequest:
     packages: tuple[str, ...] = ()
     overlays: tuple[Path, ...] = ()
     scripts: tuple[Path, ...] = ()
+    trust: tuple[Path, ...] = ()
     images: tuple[str, ...] = ()
     bare: bool = False
     sources: Mapping[str, str] = field(default_factory=dict)

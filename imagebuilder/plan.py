@@ -297,8 +297,10 @@ def _layers(
 
 def _facts(request: BuildRequest, profile: Profile, target: Target, engine: str) -> list[str]:
     """Return what is true of a cell, of what the ``when:`` of a step may ask for."""
+    cloud_init = target.cloud_init or request.bare
     known = {
-        "cloud_init": target.cloud_init or request.bare,
+        "cloud_init": cloud_init,
+        "no_cloud_init": not cloud_init,
         "repositories": engine == "packer",  # the direct engine has a repository of its own, of what is locked
         "subscription": profile.subscription,
         "vagrant": bool(target.box_provider),

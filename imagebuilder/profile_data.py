@@ -206,8 +206,6 @@ class ProfileData(Strict):
         default={}, description="Per kind that has no source image: why, as the end of a sentence."
     )
     subscription: bool = Field(default=False, description="Whether packages need the vendor's subscription.")
-    selinux: bool = Field(default=False, description="Whether SELinux enforces on a node.")
-    epel: str = Field(default="", description="Address of the package that sets up EPEL for this major version.")
     masked_generators: Strings = Field(default=(), description="Unit generators that must never run on a node.")
     masked_services: Strings = Field(default=(), description="Services that cost time at boot for nothing.")
     hold: Strings = Field(description="Packages that are never upgraded on a node; those installed are held.")

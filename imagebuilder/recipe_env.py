@@ -8,6 +8,7 @@ from imagebuilder.errors import UsageError
 from imagebuilder.plan import BuildPlan, LayerPlan
 
 REPOSITORY_OF = {"packages": "kubernetes", "docker-ce": "docker-ce"}  # source kinds that need an extra repository
+EXTRA = "epel"  # the repository for packages that are asked for, where a profile has it
 ALWAYS = frozenset({"IB_FAMILY", "IB_INIT"})  # lib.sh wants them, whatever the step states
 
 
@@ -40,6 +41,7 @@ def environment(
         "IB_SITE_PACKAGES": " ".join(plan.request.packages),
         "IB_PAUSE_ARCHIVE": f"{inside}/pause.tar" if pause else "",
         "IB_SITE_OVERLAYS": f"{inside}/overlays",
+        "IB_SITE_TRUST": f"{inside}/trust",
         "IB_SITE_SCRIPTS": f"{inside}/scripts",
         "IB_SITE_IMAGES": f"{inside}/images",
     }
@@ -64,7 +66,10 @@ def repositories(plan: BuildPlan, kinds: Sequence[str]) -> str:
         UsageError: the profile does not have one of them.
     """
     words = []
-    for name in dict.fromkeys(REPOSITORY_OF[kind] for kind in kinds if kind in REPOSITORY_OF):
+    names = [REPOSITORY_OF[kind] for kind in kinds if kind in REPOSITORY_OF]
+    if plan.request.packages and plan.repository(EXTRA):
+        names.append(EXTRA)
+    for name in dict.fromkeys(names):
         repository = plan.repository(name)
         if repository is None:
             raise UsageError(f"{plan.profile.title} has no repository {name}", hint="another --source")

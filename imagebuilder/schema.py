@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from imagebuilder.compat import Compat
 from imagebuilder.config import Config
+from imagebuilder.datapackage.cluster import Cluster
 from imagebuilder.errors import UsageError
 from imagebuilder.profile_data import ProfileData
 from imagebuilder.profiles import MATCHERS
@@ -19,6 +20,7 @@ _WHOLE: dict[str, tuple[type[BaseModel], str]] = {
     "target": (TargetData, "A target of imagebuilder"),
     "compat": (Compat, "Versions that run together"),
     "config": (Config, "imagebuilder.toml"),
+    "cluster": (Cluster, "cluster.toml"),
 }
 NAMES = ("os-profile", *_WHOLE)
 _OVERRIDES = {"$ref": "#/$defs/Overrides"}

@@ -17,7 +17,7 @@ for_tests="
 shellcheck:shellcheck dash:dash docker-registry:docker-registry apt-ftparchive:apt-utils sfdisk:fdisk sgdisk:gdisk
 grub-mkimage:grub-common /usr/lib/grub/i386-pc/boot.img:grub-pc-bin e2fsck:e2fsprogs busybox:busybox-static
 packer:packer xorriso:xorriso dnf:dnf rpmbuild:rpm createrepo_c:createrepo-c /etc/dnf/plugins/versionlock.conf:dnf-plugins-core
-vagrant:vagrant rsync:rsync dnsmasq:dnsmasq-base virsh:libvirt-clients libvirtd:libvirt-daemon
+mkfs.vfat:dosfstools mcopy:mtools vagrant:vagrant rsync:rsync dnsmasq:dnsmasq-base virsh:libvirt-clients libvirtd:libvirt-daemon
 /etc/libvirt/qemu.conf:libvirt-daemon-system /usr/share/doc/vagrant-libvirt:vagrant-libvirt
 "
 [ "${1:-}" != tests ] || wanted="$wanted $for_tests"

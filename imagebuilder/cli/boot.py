@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 STAGES = ("login", "runtime", "kubelet", "pods")  # of imagebuilder.vm.boot, which --help must not wait for
 POLL_SECONDS = 0.2
 LAST_PORT = 65535
+DATA_BYTES = 1 << 20  # more has no data package
 
 
 def forward(value: str) -> tuple[int, int]:
@@ -40,6 +41,9 @@ def forward(value: str) -> tuple[int, int]:
     "--forward", "forwards", type=forward, multiple=True, metavar="HOST:GUEST",
     help="Lead a TCP port of this host's loopback to one of the guest; 0 means any free one; repeatable.",
 )  # fmt: skip
+@click.option(
+    "--data", type=click.Path(path_type=Path), metavar="FILE", help="A data package for the node, or a pointer to one."
+)  # fmt: skip
 @click.option("--memory", type=click.IntRange(min=256), default=3072, show_default=True, metavar="MIB")
 @click.option("--cpus", type=click.IntRange(min=1), default=2, show_default=True, metavar="N")
 @click.option(
@@ -52,7 +56,7 @@ def forward(value: str) -> tuple[int, int]:
 @click.pass_obj
 def command(
     settings: Settings, artifact: Path, until: str, firmware: FirmwareName, forwards: tuple[tuple[int, int], ...],
-    memory: int, cpus: int, timeout: float, keep: bool, as_json: bool,
+    data: Path | None, memory: int, cpus: int, timeout: float, keep: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Boot an image under QEMU and time its stages.
 
@@ -69,7 +73,7 @@ def command(
     log = settings.cache / "logs" / f"console-{found.name}-{firmware}-{os.getpid()}.log"
     request = BootRequest(
         disk=found.disk, disk_format=found.disk_format, console_log=log, firmware=firmware, until=until,
-        forwards=forwards, memory_mib=memory, cpus=cpus, timeout=timeout,
+        forwards=forwards, data=read_data(data) if data else b"", memory_mib=memory, cpus=cpus, timeout=timeout,
     )  # fmt: skip
     progress = Progress(choose_monitor(as_json))
     with boot(request, runner=RealRunner(), progress=progress, cache_dir=settings.cache) as guest:
@@ -77,6 +81,24 @@ def command(
         print_json(as_data(report)) if as_json else click.echo(render(report))
         if keep:
             wait(guest, forwards)
+
+
+def read_data(path: Path) -> bytes:
+    """Return a data package's bytes; what is in it is the guest's to judge.
+
+    Raises:
+        UsageError: it cannot be read, or is larger than any package may be.
+    """
+    from imagebuilder.errors import UsageError
+
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(DATA_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"--data {path} cannot be read: {error.strerror}", hint="imagebuilder data create") from error
+    if not 0 < len(data) <= DATA_BYTES:
+        raise UsageError(f"--data {path} is no data package: it has {'no' if not data else 'too many'} bytes")
+    return data
 
 
 def as_data(report: BootReport) -> dict[str, object]:

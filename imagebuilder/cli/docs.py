@@ -42,10 +42,56 @@ files below there are `cluster.json` (what the folder is for; it may be edited, 
 here: `imagebuilder pki import` takes the answer.
 
 """
+TRANSPORTS_HEAD = """\
+# How a data package reaches a machine
+
+`imagebuilder data deliver FILE --target TARGET --output DIR` writes the files for a target, and a README with the
+commands that use them. FILE is a data package or, where one is too large, a signed pointer document to it: its
+address, size and sha256. This page is made by `imagebuilder docs transports`.
+
+## What the node looks at, in this order
+Local sources need no network. The agent reads all of them, and then takes the valid package of the highest
+generation.
+
+1. `imagebuilder.ibdata` in `$MESOS_SANDBOX`.
+2. Volumes (vfat, iso9660) labelled `cidata`: `imagebuilder.ibdata`, `user-data`. Then `config-2`:
+   `imagebuilder.ibdata`, `openstack/latest/user_data`. On Azure also the provisioning CD (UDF or ISO):
+   `CustomData.bin`, `ovf-env.xml`. They are mounted read-only, without devices, programs and set-uid bits, in a
+   folder of their own, and unmounted at once.
+3. QEMU's fw_cfg: `opt/imagebuilder/data`.
+4. SMBIOS type 11: `io.systemd.credential.binary:imagebuilder.data=<base64>`.
+5. On VMware `guestinfo.imagebuilder.data`, which is overwritten with `---` after use, and the property
+   `imagebuilder.data` of the OVF environment.
+
+With the network:
+
+6. The kernel line: `imagebuilder.data=URL imagebuilder.sha256=HEX`. `{{uuid}}`, `{{serial}}`, `{{mac}}` and
+   `{{hostname}}` in the address are the machine's. The checksum may be left out: the package is signed.
+7. The metadata service that the firmware (DMI) names: EC2 (IMDSv2 only), Compute Engine, Azure, OpenStack,
+   DigitalOcean, Hetzner. Bare metal asks none, and waits for none. `imagebuilder.services=openstack,ec2` on the
+   kernel line says otherwise.
+
+`--source file:///...` is the only source when it is given.
+
+## What bounds it
+{connect} s for a connection, {read} s without a byte, {source} s for a source, {fetch} s for a download, {scope} s
+for all sources of a scope; 1 MiB for a package, 2 MiB encoded. 408, 429, 5xx and broken connections are asked again
+after 0.5 s, 1 s, 2 s..., or when `Retry-After` says, within these seconds; on Azure 404 and 410 too. A metadata
+service that redirects is not followed; a download is, three times at most, and never from https to anything else.
+There is no proxy. What fails is a line in `status.json` with a code (`E_SOURCE`, `E_SIZE`, `E_FORMAT`, `E_DIGEST`),
+and the next source's turn.
+
+## What may be in it
+The package as it is, its base64, gzip around either, or a part of type `application/x-imagebuilder-data` in a MIME
+text beside cloud-init's own parts. cloud-init passes over that part with a warning in its log. User data without
+anything of ours is left alone.
+
+## What there is for each target
+"""
 
 
 @click.command("docs", hidden=True)
-@click.argument("page", type=click.Choice(["certificates", "errors", "steps"]))
+@click.argument("page", type=click.Choice(["certificates", "errors", "steps", "transports"]))
 def command(page: str) -> None:
     """Print a generated page of the documentation."""
     click.echo(PAGES[page](), nl=False)
@@ -74,4 +120,22 @@ def certificates() -> str:
     return CERTIFICATES_HEAD.format(ca_days=CA_DAYS, days=LEAF_DAYS, skew=SKEW_MINUTES) + render_markdown()
 
 
-PAGES: Mapping[str, Callable[[], str]] = {"certificates": certificates, "errors": errors, "steps": steps}
+def transports() -> str:
+    """Return ``docs/transports.md``."""
+    from imagebuilder.agent.agent_sources import SourceHost
+    from imagebuilder.datapackage.deliver.transports import render_markdown
+
+    host = SourceHost(sandbox="")
+    seconds = {
+        "connect": host.connect_seconds, "read": host.read_seconds, "source": host.source_seconds,
+        "fetch": host.fetch_seconds, "scope": host.scope_seconds,
+    }  # fmt: skip
+    return TRANSPORTS_HEAD.format(**{name: f"{value:g}" for name, value in seconds.items()}) + render_markdown()
+
+
+PAGES: Mapping[str, Callable[[], str]] = {
+    "certificates": certificates,
+    "errors": errors,
+    "steps": steps,
+    "transports": transports,
+}

@@ -80,7 +80,9 @@ def _layer(layer: LayerPlan) -> Iterator[str]:
 
 
 def _site(request: BuildRequest) -> Iterator[str]:
-    wishes = (("overlay", request.overlays), ("script", request.scripts), ("image", request.images))
+    wishes = (
+        ("overlay", request.overlays), ("script", request.scripts), ("trust", request.trust), ("image", request.images)
+    )  # fmt: skip
     rows = [(name, str(item)) for name, items in wishes for item in items]
     rows += [("mirror", f"{name} = {address}") for name, address in request.mirrors.items()]
     if rows:

@@ -31,6 +31,7 @@ class Wishes:
     package: tuple[str, ...] = ()
     overlay: tuple[Path, ...] = ()
     script: tuple[Path, ...] = ()
+    trust: tuple[Path, ...] = ()
     image: tuple[str, ...] = ()
     bare: bool = False
     source: Pairs = ()
@@ -65,6 +66,8 @@ OPTIONS = (
                  help="A folder to copy over the root tree; repeatable."),
     click.option("--script", multiple=True, metavar="FILE", type=_path(),
                  help="A script to run in the root tree, after the overlays; repeatable."),
+    click.option("--trust", multiple=True, metavar="FILE", type=_path(),
+                 help="A public key that may sign the node's data packages (pki/package-signing.pub); repeatable."),
     click.option("--image", multiple=True, metavar="FILE|REF",
                  help="A container image to preload: a reference, an OCI archive or an image's TOML file; repeatable."),
     click.option("--bare", is_flag=True,
@@ -126,6 +129,7 @@ def make_request(wishes: Wishes, folder: Path, *, every: bool = False) -> BuildR
         engine=wishes.engine, packages=_joined(config.package, wishes.package),
         overlays=_joined(config.overlay, (folder / path for path in wishes.overlay)),
         scripts=_joined(config.script, (folder / path for path in wishes.script)),
+        trust=_joined(config.trust, (folder / path for path in wishes.trust)),
         images=_joined(config.image, images), bare=wishes.bare, sources={**config.source, **sources}, mirrors=mirrors,
         keys={key: mirror.key.upper() for key, mirror in config.mirror.items() if mirror.key and key not in typed},
     )  # fmt: skip
@@ -186,6 +190,7 @@ def _bad_paths(request: BuildRequest) -> Iterator[str]:
     every = (
         *(("--overlay", path, True) for path in request.overlays),
         *(("--script", path, False) for path in request.scripts),
+        *(("--trust", path, False) for path in request.trust),
         *(("--image", Path(image), False) for image in request.images if image_is_path(image)),
         *(("--source", Path(where), True) for kind, _, where in files if kind == "file" and where),
     )

@@ -100,6 +100,8 @@ def _binds(plan: BuildPlan, materials: Materials) -> dict[str, list[Bind]]:
     site = binds["site"]
     for number, path in _numbered(plan.request.overlays):
         site.append(Bind(source=path, target=f"{INSIDE}/overlays/{number}"))
+    for number, path in _numbered(plan.request.trust):
+        site.append(Bind(source=path, target=f"{INSIDE}/trust/{number}-{path.stem}.pem"))
     for number, path in _numbered(plan.request.scripts):
         site.append(Bind(source=path, target=f"{INSIDE}/scripts/{number}-{path.name}"))
     for number, image in _numbered(materials.images):
@@ -114,7 +116,7 @@ def _numbered(items: Sequence[_Item]) -> list[tuple[str, _Item]]:
 
 
 def site_inputs(plan: BuildPlan) -> dict[str, Any]:
-    """Return the digests of the user's overlays and scripts.
+    """Return the digests of the user's overlays, keys and scripts.
 
     Raises:
         UsageError: one of them is not there, or cannot be read.
@@ -122,13 +124,14 @@ def site_inputs(plan: BuildPlan) -> dict[str, Any]:
     try:
         return _site_digests(plan)
     except OSError as error:
-        hint = "check the paths of --overlay and --script"
+        hint = "check the paths of --overlay, --trust and --script"
         raise UsageError(f"{error.filename}: {error.strerror}", hint=hint) from error
 
 
 def _site_digests(plan: BuildPlan) -> dict[str, Any]:
     return {
         "overlays": [folder_digest(path) for path in plan.request.overlays],
+        "trust": [[path.stem, sha256_file(path)] for path in plan.request.trust],
         "scripts": [[path.name, sha256_file(path)] for path in plan.request.scripts],
     }
 

@@ -64,6 +64,7 @@ class LayerStore:
 
     def __init__(self, cache: Path, start: Callable[..., process.Child] = process.spawn) -> None:
         self._start = start
+        self._made: list[str] = []  # not begun to be brought to the disk
         self._syncing: dict[str, process.Child] = {}
         self._used: list[int] = []  # open lock files
         weakref.finalize(self, _close, self._used)
@@ -89,12 +90,24 @@ class LayerStore:
                 process.stop(child)
             _close(self._used)
 
+    def sync(self) -> None:
+        """Begin to bring the layers that were made to the disk.
+
+        Not before there are no more to make: what waits for its own files in the next one would wait for these too.
+        """
+        if self._made:
+            command = ["sync", "-f", str(self.layers)]
+            child = self._start(command, stdout=process.NOWHERE, stderr=process.NOWHERE)
+            self._syncing |= dict.fromkeys(self._made, child)
+            self._made.clear()
+
     def settle(self) -> None:
         """Wait until every layer that was made is on the disk.
 
         Raises:
             HostError: one did not get there; it is no layer any more.
         """
+        self.sync()
         for layer_id, child in list(self._syncing.items()):
             path = self.layers / layer_id
             if child.wait() != 0:
@@ -105,12 +118,6 @@ class LayerStore:
             fsync_directory(path)
             fsync_directory(self.layers)
 
-    def _sync(self, layer_id: str) -> None:
-        """Begin to bring a layer to the disk."""
-        if layer_id not in self._syncing:
-            command = ["sync", "-f", str(self.layers / layer_id)]
-            self._syncing[layer_id] = self._start(command, stdout=process.NOWHERE, stderr=process.NOWHERE)
-
     def use(self, layer_id: str) -> Layer | None:
         """Return a finished layer, or None. Until the store's block ends, no other process removes it."""
         lock = os.open(self.locks / layer_id, os.O_RDWR | os.O_CREAT, 0o644)
@@ -120,8 +127,9 @@ class LayerStore:
             os.close(lock)
         else:
             self._used.append(lock)
-            if (layer.path / UNSYNCED).exists():  # its maker was stopped, or is still at it
-                self._sync(layer_id)
+            unsynced = (layer.path / UNSYNCED).exists()  # its maker was stopped, or is still at it
+            if unsynced and layer_id not in self._syncing:
+                self._made.append(layer_id)
         return layer
 
     def get(self, layer_id: str) -> Layer | None:
@@ -162,7 +170,7 @@ class LayerStore:
                 remove_tree(folder)
 
     def commit(self, folder: Path, info: Mapping[str, Any]) -> Layer:
-        """Turn a filled folder into the layer that it is named after: all else out, info last, rename, sync."""
+        """Turn a filled folder into the layer that it is named after: all else out, info last, rename."""
         for path in folder.iterdir():
             if path.name not in ("root", "volumes"):
                 remove_tree(path) if path.is_dir() else path.unlink()
@@ -171,7 +179,7 @@ class LayerStore:
         target = self.layers / folder.name
         remove_tree(target)  # one without an info file, or lost in a power cut, or broken by hand
         folder.rename(target)
-        self._sync(folder.name)
+        self._made.append(folder.name)
         return Layer(id=folder.name, path=target, info=info)
 
     @contextlib.contextmanager

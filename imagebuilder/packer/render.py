@@ -392,6 +392,7 @@ def _supplied(plan: BuildPlan, supplies: Supplies) -> dict[str, Item]:
     numbered: tuple[tuple[tuple[Path, ...], Callable[[int, Path], str], int], ...] = (
         (supplies.images, lambda at, _: f"images/{at:03d}.tar", TEXT),
         (plan.request.overlays, lambda at, _: f"overlays/{at:03d}.tar", TEXT),
+        (plan.request.trust, lambda at, path: f"trust/{at:03d}-{path.stem}.pem", TEXT),
         (plan.request.scripts, lambda at, path: f"scripts/{at:03d}-{path.name}", PROGRAM),
     )
     for paths, name, mode in numbered:

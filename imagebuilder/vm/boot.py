@@ -29,6 +29,9 @@ PATTERNS: Mapping[str, re.Pattern[str]] = {
 STAGES = tuple(PATTERNS)
 NOT_STARTED = re.compile(r"imagebuilder: (kubelet not started.*)")
 NEED_KUBELET = frozenset({"kubelet", "pods"})
+# Where the agent looks for its data package; the SMBIOS table holds 64 KiB, as base64, with the key for ssh.
+DATA_CREDENTIAL, DATA_FILE = "imagebuilder.data", "opt/imagebuilder/data"
+CREDENTIAL_BYTES = 46_000
 POLL_SECONDS = 0.05  # how exact the seconds are; reading a file that has not grown costs microseconds
 
 
@@ -44,6 +47,7 @@ class BootRequest:
         console_log: where the serial console's output is kept.
         ssh: give root a throwaway key.
         credentials: systemd credentials for the guest.
+        data: a data package, or a pointer to one, for the guest's agent.
         reboots: let the guest reboot on its way (an SELinux relabel does); else a reboot is a failure.
     """
 
@@ -59,6 +63,7 @@ class BootRequest:
     timeout: float = 600.0
     ssh: bool = False
     credentials: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    data: bytes = field(default=b"", repr=False)
     reboots: bool = False
 
 
@@ -126,10 +131,15 @@ def _config(request: BootRequest, key: ssh.KeyPair | None) -> MachineConfig:
         credentials[ssh.CREDENTIAL] = f"{key.public}\n".encode()
         if ssh.GUEST_PORT not in [guest for _, guest in forwards]:
             forwards = (*forwards, (0, ssh.GUEST_PORT))
+    files: dict[str, bytes] = {}
+    if len(request.data) > CREDENTIAL_BYTES:
+        files[DATA_FILE] = request.data
+    elif request.data:
+        credentials[DATA_CREDENTIAL] = request.data
     return MachineConfig(
         disk=request.disk, disk_format=request.disk_format, console_log=request.console_log,
         firmware=request.firmware, arch=request.arch, memory_mib=request.memory_mib, cpus=request.cpus,
-        forwards=forwards, credentials=credentials, reboots=request.reboots,
+        forwards=forwards, credentials=credentials, files=files, reboots=request.reboots,
     )  # fmt: skip
 
 

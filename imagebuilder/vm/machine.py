@@ -55,6 +55,7 @@ class MachineConfig:
         arch: ``amd64``.
         forwards: TCP ports of 127.0.0.1 to ports of the guest; host port 0 lets QEMU choose a free one.
         credentials: systemd credentials (systemd >= 252 takes them from SMBIOS), 64 KiB in all as base64.
+        files: what QEMU's fw_cfg device shows the guest, by name (``opt/...``).
         console_log: the serial console's output; kept.
         reboots: let the guest reboot; otherwise a reboot, and a triple fault, is the guest's end.
     """
@@ -68,6 +69,7 @@ class MachineConfig:
     cpus: int = 2
     forwards: tuple[tuple[int, int], ...] = ()
     credentials: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     reboots: bool = False
 
 
@@ -89,6 +91,11 @@ def credential_files(config: MachineConfig) -> dict[str, bytes]:
         f"credential-{index}": f"io.systemd.credential.binary:{name}=".encode() + base64.b64encode(value)
         for index, (name, value) in enumerate(sorted(config.credentials.items()))
     }
+
+
+def fw_cfg_files(config: MachineConfig) -> dict[str, tuple[str, bytes]]:
+    """Return per file of the fw_cfg device its name there, and its content."""
+    return {f"fw-cfg-{index}": item for index, item in enumerate(sorted(config.files.items()))}
 
 
 def arguments(config: MachineConfig, accelerator: Accelerator, firmware: Firmware | None) -> list[str]:
@@ -129,6 +136,8 @@ def arguments(config: MachineConfig, accelerator: Accelerator, firmware: Firmwar
         words += ["-drive", f"if=pflash,unit=1,format=raw,file={VARS}"]
     for name in credential_files(config):
         words += ["-smbios", f"type=11,path={name}"]
+    for path, (name, _) in fw_cfg_files(config).items():
+        words += ["-fw_cfg", f"name={name},file={path}"]
     return words
 
 
@@ -234,7 +243,8 @@ class Machine:
         firmware = find_firmware() if self.config.firmware == "uefi" else None
         if firmware:
             shutil.copyfile(firmware.variables, self.folder / VARS)
-        for name, data in credential_files(self.config).items():
+        shown = {path: data for path, (_, data) in fw_cfg_files(self.config).items()}
+        for name, data in {**credential_files(self.config), **shown}.items():
             (self.folder / name).touch(mode=0o600)
             (self.folder / name).write_bytes(data)
         log = self.config.console_log

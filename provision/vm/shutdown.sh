@@ -25,6 +25,8 @@ main() {
     fi
     [ $# -eq 0 ] || rm -rf "$@"
     rm -rf /root/.ssh /root/.bash_history /tmp/* /var/tmp/*
+    # Azure's agent must take the copy for a new machine; what else of the build is its own, it removes.
+    ! command -v waagent > /dev/null || waagent -force -deprovision
     # What sudo and sshd logged since the clean-up.
     journalctl --relinquish-var 2> /dev/null || true
     rm -rf /var/log/journal/*

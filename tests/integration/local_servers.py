@@ -36,6 +36,9 @@ class Site:
             def do_HEAD(self) -> None:
                 self.do_GET()
 
+            def do_PUT(self) -> None:
+                self.do_GET()
+
             def log_message(self, *_: Any) -> None:
                 """Say nothing."""
 

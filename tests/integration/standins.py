@@ -34,6 +34,9 @@ EVERYWHERE = {
     "uname": """
         [ "$*" = -r ] || exec refuse "$@"
         cat /running""",
+    "openssl": """
+        [ "$1 $2" = "pkey -pubin" ] || exec refuse "$@"
+        exec /usr/bin/openssl "$@" """,
     "swapoff": """
         [ "$*" = -a ] || exec refuse "$@" """,
     "cloud-init": """
@@ -219,7 +222,7 @@ REDHAT = {
 }
 
 SILENT = (  # programs that only have to be there
-    "kubeadm", "kubectl", "crictl", "runc", "docker", "dockerd", "python3", "openssl", "ip", "conntrack", "socat",
+    "kubeadm", "kubectl", "crictl", "runc", "docker", "dockerd", "python3", "ip", "conntrack", "socat",
     "ethtool", "iptables", "ebtables", "growpart", "sudo", "zstd",
 )  # fmt: skip
 FAMILIES = {"debian": DEBIAN, "redhat": REDHAT}

@@ -5,13 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from fakeroot import FakeRoot, write_program
 from local_archive import Key
 
 from imagebuilder import resources
 from imagebuilder.steps import load_steps, select
 
+
+def pem(key: Any) -> bytes:
+    """Return a key of cryptography's, public or private, as PEM."""
+    if hasattr(key, "public_key"):
+        plain = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        return bytes(key.private_bytes(serialization.Encoding.PEM, *plain))
+    return bytes(key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo))
+
+
+TRUSTED = pem(ec.generate_private_key(ec.SECP256R1()).public_key())
 PROVISION = resources.folder("provision")
 PAUSE = "registry.k8s.io/pause:3.10"
 ENV = {
@@ -32,6 +45,7 @@ ENV = {
     "IB_SITE_PACKAGES": "vim-tiny",
     "IB_SITE_OVERLAYS": "/materials/overlays",
     "IB_SITE_SCRIPTS": "/materials/scripts",
+    "IB_SITE_TRUST": "/materials/trust",
     "IB_SITE_IMAGES": "/materials/images",
 }
 
@@ -97,7 +111,7 @@ SYSTEMS = {
     "ubuntu": System(
         family="debian",
         kernels=("6.8.0-40-generic", "6.8.0-45-generic"),
-        facts=("vm_build", "repositories", "vagrant"),
+        facts=("vm_build", "no_cloud_init", "repositories", "vagrant"),
         texts={
             **MACHINE_TRACES,
             **APPARMOR,
@@ -147,9 +161,10 @@ def materials(folder: Path) -> None:
         (folder / "cni").mkdir(exist_ok=True)
         write_program(folder / "cni" / name, "true")
     (folder / "cni/payload.json").write_text("{}")
-    for name in ("crictl", "images", "scripts", "overlays/00/etc/kubernetes/manifests"):
+    for name in ("crictl", "images", "scripts", "trust", "overlays/00/etc/kubernetes/manifests"):
         (folder / name).mkdir(parents=True)
     write_program(folder / "crictl/crictl", "true")
+    (folder / "trust/00-demo.pem").write_bytes(TRUSTED)
     (folder / "pause.tar").touch()
     (folder / "images/00.tar").touch()
     write_program(folder / "scripts/00-site.sh", 'test "$(pwd)" = / || exit 1\ntouch -d @1 /etc/site')

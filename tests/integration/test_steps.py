@@ -9,9 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from fakeroot import FakeRoot, write_program, written
 from local_archive import Key
-from steptree import BUILD_TRACES, ENV, PAUSE, PROVISION, SYSTEMS, System, give_repositories, make_root, repositories
+from steptree import (
+    BUILD_TRACES,
+    ENV,
+    PAUSE,
+    PROVISION,
+    SYSTEMS,
+    TRUSTED,
+    System,
+    give_repositories,
+    make_root,
+    pem,
+    repositories,
+)
 
 from imagebuilder import process, resources
 from imagebuilder.direct.sandbox import Bind
@@ -113,7 +126,27 @@ def test_what_the_steps_leave(root: FakeRoot) -> None:
     assert "apt-mark hold docker.io" in calls
     assert "apt-mark hold not-installed" not in calls
     assert f"ctr images label {PAUSE} io.cri-containerd.pinned=pinned" in calls
+    assert (tree / "etc/imagebuilder/trust.d/00-demo.pem").read_bytes() == TRUSTED
     assert f"ctr images import --local {ENV['IB_PAUSE_ARCHIVE']}" in calls
+
+
+@root_only
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        (ec.generate_private_key(ec.SECP256R1()), "holds a private key"),
+        (ec.generate_private_key(ec.SECP384R1()).public_key(), "is not of the curve P-256"),
+        (None, "is not a public key in PEM"),
+    ],
+    ids=["private", "curve", "nothing"],
+)
+def test_what_is_no_public_key_is_not_trusted(root: FakeRoot, key: Any, said: str) -> None:
+    data = pem(key) if key else b"ssh-ed25519 AAAA\n"
+    (root.path / "materials/trust/00-demo.pem").write_bytes(data)
+    with pytest.raises(CommandError) as caught:
+        root.steps("site/35-trust.sh")
+    assert f"00-demo.pem {said}" in caught.value.context
+    assert not (root.path / "etc/imagebuilder").exists()
 
 
 @root_only

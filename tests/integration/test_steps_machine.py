@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fakeroot import FakeRoot
+from fakeroot import FakeRoot, write_program
 from local_archive import Key
 from steptree import PAUSE, PROVISION, SYSTEMS, give_repositories, make_root, repositories
 
@@ -80,6 +80,7 @@ def test_what_is_left_on_ubuntu(ubuntu: FakeRoot, keys: tuple[Key, Key]) -> None
         < calls.index("apt-get install systemd chrony")
     )
     assert "apt-get purge snapd" in calls
+    assert (tree / "etc/cloud/cloud-init.disabled").read_bytes() == b""
     assert "apt-get purge linux-image-6.8.0-40-generic" in calls
     assert not (tree / "var/lib/snapd").exists()
     for unit in ("ufw.service", "motd-news.timer", "apt-daily.timer", "unattended-upgrades.service"):
@@ -104,6 +105,7 @@ def test_what_is_left_on_the_red_hat_family(redhat: FakeRoot, keys: tuple[Key, K
     registered = calls.index("subscription-manager register --org 123 --activationkey secret")
     assert registered < calls.index("dnf --refresh upgrade") < calls.index("subscription-manager unregister")
     assert "dnf install container-selinux" in calls
+    assert not (tree / "etc/cloud/cloud-init.disabled").exists()
     assert calls.index("dnf install python3-dnf-plugin-versionlock") < calls.index(
         "dnf --quiet --disablerepo=* versionlock add docker.io"
     )
@@ -364,6 +366,12 @@ def test_the_end_removes_the_build_user_and_what_was_uploaded(uploaded: FakeRoot
         assert not (tree / gone).exists(), gone
     assert (tree / "home/vagrant").is_dir()
     assert (tree / "var/log/syslog").read_bytes() == b""
+
+
+def test_azures_agent_is_told_that_this_is_no_machine_any_more(uploaded: FakeRoot) -> None:
+    write_program(uploaded.path / "stubs/waagent", 'echo "waagent $*" >> /calls/log')
+    uploaded.run(*SHUTDOWN, "--stay", "builder")
+    assert uploaded.calls() == ["userdel --force --remove builder", "waagent -force -deprovision", "fstrim --all"]
 
 
 def test_a_builder_that_stops_the_machine_itself_finds_it_on(uploaded: FakeRoot) -> None:

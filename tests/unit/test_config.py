@@ -31,11 +31,12 @@ def test_wishes_are_read(tmp_path: Path) -> None:
 
 
 def test_relative_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = 'overlay = ["files", "/abs"]\nscript = ["a.sh"]\n[source]\nkubernetes = "file:bin"\ncni = "distro"\n'
-    write(tmp_path, text)
+    lists = 'overlay = ["files", "/abs"]\nscript = ["a.sh"]\ntrust = ["k.pub"]\n'
+    write(tmp_path, f'{lists}[source]\nkubernetes = "file:bin"\ncni = "distro"\n')
     monkeypatch.chdir(tmp_path)
     config = load_config(Path(FILE_NAME))
     assert config.overlay == (tmp_path / "files", Path("/abs"))
+    assert config.trust == (tmp_path / "k.pub",)
     assert config.script == (tmp_path / "a.sh",)
     assert config.source == {"kubernetes": f"file:{tmp_path}/bin", "cni": "distro"}
 

@@ -228,13 +228,13 @@ def test_what_the_node_would_see_changes_the_digest(overlay: Path, change: Calla
     assert folder_digest(overlay) != first
 
 
-@pytest.mark.parametrize("option", ["overlays", "scripts"])
+@pytest.mark.parametrize("option", ["overlays", "trust", "scripts"])
 def test_a_path_that_is_gone_is_an_error(tmp_path: Path, option: str) -> None:
     """Else an image without it would be baked, and kept under the id of one that is empty."""
     plan = plan_request(BuildRequest(os="debian", target="qemu", **{option: (tmp_path / "gone",)}))
     with pytest.raises(UsageError, match=r"/gone: No such file") as caught:
         site_inputs(plan)
-    assert caught.value.hint == "check the paths of --overlay and --script"
+    assert caught.value.hint == "check the paths of --overlay, --trust and --script"
 
 
 def test_overlays_and_scripts_keep_their_order(overlay: Path, tmp_path: Path) -> None:

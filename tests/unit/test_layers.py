@@ -74,7 +74,7 @@ def test_a_layer_holds_its_tree_its_volumes_and_its_info_and_nothing_else(store:
 
 def test_a_layer_says_so_until_it_is_synced(tmp_path: Path) -> None:
     seen: list[list[str]] = []
-    with LayerStore(tmp_path, Sync(lambda folder: seen.append(names(folder)))) as store:
+    with LayerStore(tmp_path, Sync(lambda folder: seen.append(names(folder / ID)))) as store:
         layer = add(store, ID)
         store.settle()
         assert seen == [[INFO, "root", UNSYNCED, "volumes"]]
@@ -107,8 +107,19 @@ def test_who_uses_a_layer_that_was_not_synced_brings_it_to_the_disk(tmp_path: Pa
     sync = Sync()
     with LayerStore(tmp_path, sync) as store:
         assert store.use(ID) == layer
-    assert sync.synced == [str(layer.path)]
+    assert sync.synced == [str(store.layers)]
     assert names(layer.path) == [INFO, "root", "volumes"]
+
+
+def test_layers_are_synced_together_when_there_are_no_more_to_make(tmp_path: Path) -> None:
+    sync = Sync()
+    with LayerStore(tmp_path, sync) as store:
+        made = [add(store, ID), add(store, OTHER)]
+        assert sync.synced == []
+        store.sync()
+        assert [store.use(layer.id) for layer in made] == made
+    assert sync.synced == [str(store.layers)]
+    assert [names(layer.path) for layer in made] == [[INFO, "root", "volumes"]] * 2
 
 
 def test_nobody_removes_a_layer_that_a_bake_uses(tmp_path: Path) -> None:

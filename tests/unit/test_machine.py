@@ -16,6 +16,7 @@ from imagebuilder.errors import DeadlineError, ToolMissingError, UsageError
 from imagebuilder.process import Result
 from imagebuilder.vm import accel, machine
 from imagebuilder.vm.accel import ANSWER, Accelerator, accelerator, probe_sector
+from imagebuilder.vm.boot import BootRequest, _config
 from imagebuilder.vm.machine import Firmware, Machine, MachineConfig, arguments, credential_files
 
 TCG = Accelerator(name="tcg", reason="a test")
@@ -69,6 +70,21 @@ def test_credentials_travel_in_files_not_in_values() -> None:
         assert repr(value) not in joined
     encoded = base64.b64encode(b"very \0 secret")
     assert credential_files(config)["credential-0"] == b"io.systemd.credential.binary:data=" + encoded
+
+
+def test_files_of_the_fw_cfg_device_travel_in_files_too() -> None:
+    config = replace(CONFIG, files={"opt/b": b"secret", "opt/a": b"1"})
+    command = arguments(config, TCG, None)
+    assert options(command, "-fw_cfg") == ["name=opt/a,file=fw-cfg-0", "name=opt/b,file=fw-cfg-1"]
+    assert "secret" not in " ".join(command) + repr(config)
+
+
+@pytest.mark.parametrize(("size", "way"), [(46_000, "credentials"), (46_001, "files"), (0, "")])
+def test_a_data_package_takes_the_way_that_it_fits(size: int, way: str) -> None:
+    request = BootRequest(disk=Path("/disk"), disk_format="raw", console_log=Path("/log"), data=bytes(size))
+    made = _config(request, None)
+    assert made.credentials == ({"imagebuilder.data": bytes(size)} if way == "credentials" else {})
+    assert made.files == ({"opt/imagebuilder/data": bytes(size)} if way == "files" else {})
 
 
 def test_commas_in_paths_are_doubled() -> None:

@@ -72,7 +72,6 @@ def test_every_cell_has_what_a_node_needs(os: str, release: str, arch: str) -> N
         assert profile.components.keys() == {"kubernetes", "docker", "crictl", "cni"}
         assert profile.kernel.keys() == {"cloud", "generic"}
         assert set(profile.kernel.values()) <= set(profile.hold)
-        assert profile.selinux is (profile.family == "redhat")
         assert profile.paths.kubelet_defaults.startswith(
             {"debian": "/etc/default/", "redhat": "/etc/sysconfig/"}[profile.family]
         )
@@ -188,7 +187,12 @@ def test_only_debian_is_bootstrapped_yet() -> None:
 def test_enterprise_linux(os: str) -> None:
     for release in ("9", "10"):
         profile = loaded(os, release)
-        assert profile.epel.endswith(f"epel-release-latest-{release}.noarch.rpm"), "of the same major version"
+        epel = profile.repositories["epel"]
+        assert (epel.uri, epel.key_url) == (
+            f"https://dl.fedoraproject.org/pub/epel/{release}/Everything/x86_64/",
+            f"https://dl.fedoraproject.org/pub/epel/RPM-GPG-KEY-EPEL-{release}",
+        )
+        assert epel.fingerprint.startswith({"9": "FF8AD134", "10": "7D8D15CB"}[release])
         assert ("kernel-modules-extra" in profile.packages.base) is (release == "10")
         assert "python3-dnf-plugin-versionlock" in profile.packages.base
         assert f"/{release}/x86_64/stable" in profile.repositories["docker-ce"].uri
@@ -196,7 +200,7 @@ def test_enterprise_linux(os: str) -> None:
 
 def test_fedora_needs_neither_epel_nor_a_plugin() -> None:
     profile = loaded("fedora")
-    assert profile.epel == ""
+    assert "epel" not in profile.repositories
     assert "python3-dnf-plugin-versionlock" not in profile.packages.base
     assert profile.repositories["docker-ce"].uri == "https://download.docker.com/linux/fedora/44/x86_64/stable"
 

@@ -121,6 +121,12 @@ def test_facts_choose_the_steps() -> None:
             assert made.layer("site").steps == ((only,) if name == target else ()), fact
 
 
+@pytest.mark.parametrize(("target", "off"), [("qemu", True), ("aws", False)])
+def test_a_cloud_init_is_switched_off_where_it_is_not_wanted(target: str, off: bool) -> None:
+    steps = {step.key for step in wanted(target=target, engine="packer").layer("site").steps}
+    assert ("site/89-cloud-init" in steps) is off
+
+
 def test_the_default_kubernetes_is_the_newest_that_the_containerd_carries() -> None:
     assert wanted().kubernetes == "1.35"
     assert (wanted().containerd, wanted(release="12").containerd) == ("1.7.24", "1.6.20")

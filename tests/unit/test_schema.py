@@ -70,6 +70,10 @@ def test_schema_is_itself_valid_and_says_what_everything_is(name: str) -> None:
         pytest.param("config", "pakcage = []", id="config-key"),
         pytest.param("config", "mirror.x = 1", id="config-mirror"),
         pytest.param("config", "mirror.x = { url = 'y', key = 'z' }", id="config-mirror-key"),
+        pytest.param("cluster", "name = 'x'\nkubernetes = '1.35'\nnodes = []", id="cluster-without-nodes"),
+        pytest.param(
+            "cluster", "name = 'x'\nkubernetes = 1.35\nnodes = [{ name = 'a', role = 'worker' }]", id="version"
+        ),
     ],
 )
 def test_bad_files_do_not_follow_it(name: str, text: str) -> None:

@@ -1,0 +1,105 @@
+"""``imagebuilder data deliver``: what hands a data package to a machine."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from imagebuilder.cli.output import json_option, print_json
+
+if TYPE_CHECKING:
+    from imagebuilder.datapackage.deliver.delivery import Delivery
+    from imagebuilder.datapackage.deliver.mesos import Parts
+
+VERSION_SECONDS = 20  # kubelet takes a tenth of one
+
+
+@click.command("deliver")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--target", required=True, help="Where the machine is; an unknown one is answered with the list.")
+@click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), required=True, metavar="DIR",
+    help="The folder to write the files to.",
+)  # fmt: skip
+@click.option("--pointer-url", default="", metavar="URL", help="Where FILE will be, for a kernel line (PXE).")
+@click.option("--kubelet", type=click.Path(path_type=Path), help="mesos: the kubelet that goes into the bundle.")
+@click.option("--kubelet-version", default="", help="mesos: its version.  [default: what it says itself]")
+@click.option(
+    "--trust", type=click.Path(path_type=Path), multiple=True, metavar="PEM",
+    help="mesos: a public key whose packages are accepted.",
+)  # fmt: skip
+@click.option("--bundle-url", default="", metavar="URL", help="mesos: the address of the folder, once it is served.")
+@json_option
+def deliver(
+    file: Path, target: str, output: Path, pointer_url: str, kubelet: Path | None, kubelet_version: str,
+    trust: tuple[Path, ...], bundle_url: str, as_json: bool,
+) -> None:  # fmt: skip
+    """Write what hands FILE, a package or a pointer document, to a machine."""
+    from imagebuilder.datapackage.deliver import delivery
+    from imagebuilder.datapackage.deliver.mesos import Parts
+    from imagebuilder.errors import UsageError
+
+    payload = delivery.read_payload(file, pointer_url)
+    parts: Parts | None = None
+    if target == "mesos":
+        if kubelet is None or not trust or not delivery.URL.fullmatch(bundle_url):
+            hint = "--kubelet FILE --trust KEY.pem --bundle-url https://..."
+            raise UsageError("a bundle for Mesos needs a kubelet, a trusted key and an address", hint=hint)
+        version = kubelet_version or asked_version(kubelet)
+        parts = Parts(kubelet=kubelet, version=version, trust=trust, url=bundle_url.rstrip("/"))
+    done = delivery.deliver(payload, target, output, mesos=parts)
+    if as_json:
+        print_json(as_data(done))
+    else:
+        click.echo(render(done))
+
+
+def asked_version(kubelet: Path) -> str:
+    """Return what ``kubelet --version`` says, like ``1.35.8``.
+
+    Raises:
+        UsageError: it says something else, or cannot be run here.
+    """
+    from imagebuilder.errors import CommandError, DeadlineError, ToolMissingError, UsageError
+    from imagebuilder.process import RealRunner
+
+    try:
+        said = RealRunner().run([kubelet.absolute(), "--version"], capture=True, timeout=VERSION_SECONDS).stdout
+    except (CommandError, DeadlineError, ToolMissingError, OSError) as error:
+        raise UsageError(f"{kubelet} does not say its version", hint="--kubelet-version 1.35.8") from error
+    found = re.fullmatch(r"Kubernetes v(\d+\.\d+\.\d+)\S*", said.strip())
+    if found is None:
+        raise UsageError(f'{kubelet} says "{said.strip()[:60]}" for a version', hint="--kubelet-version 1.35.8")
+    return found[1]
+
+
+def as_data(done: Delivery) -> dict[str, Any]:
+    """Return a delivery as plain data."""
+    return {
+        "kind": "result",
+        "target": done.target,
+        "files": [
+            {
+                "title": one.way.title, "path": str(one.path), "bytes": one.counted, "limit": one.way.limit,
+                "command": one.command,
+            }
+            for one in done.written
+        ],
+        "left_out": [{"title": one.way.title, "why": one.why} for one in done.left_out],
+    }  # fmt: skip
+
+
+def render(done: Delivery) -> str:
+    """Return a delivery for people: every way with the command that uses it."""
+    from imagebuilder.datapackage.deliver.delivery import README
+
+    lines = []
+    for one in done.written:
+        left = f" of {one.way.limit:,}" if one.way.limit else ""
+        lines += [f"{one.way.title}: {one.path} ({one.counted:,}{left} bytes)"]
+        lines += [f"    {line}" for line in one.command.splitlines()]
+    lines += [f"not possible: {one.way.title}: {one.why}" for one in done.left_out]
+    return "\n".join([*lines, f"all of this is in {done.folder / README}"])
