@@ -17,9 +17,8 @@ lint: setup-tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Two workers: one boots guests, see tests/conftest.py.
 test: lint
-	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	@sh scripts/test.sh
 
 bench: setup
 	$(BIN)/python -m bench.bench
