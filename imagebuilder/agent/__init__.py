@@ -1,0 +1,1 @@
+"""What runs in the image: one file, standing alone."""
