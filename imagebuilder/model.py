@@ -36,6 +36,7 @@ class BuildRequest:
         keys: mirror name to the fingerprint of the key that signs it, where it is not upstream's own.
         overlays, scripts: absolute paths, in the order they are applied.
         images: registry references, or paths of OCI archives or image TOML files.
+        trust: absolute paths of the public keys (PEM) whose data packages the image takes.
         bare: only the operating system, ssh and cloud-init: what Packer starts from elsewhere.
     """
 
@@ -49,6 +50,7 @@ class BuildRequest:
     overlays: tuple[Path, ...] = ()
     scripts: tuple[Path, ...] = ()
     images: tuple[str, ...] = ()
+    trust: tuple[Path, ...] = ()
     bare: bool = False
     sources: Mapping[str, str] = field(default_factory=dict)
     mirrors: Mapping[str, str] = field(default_factory=dict)

@@ -41,6 +41,7 @@ SIGNATURE = 256  # bytes of manifest.sig; DER of P-256 is 72 at most
 ENTRIES = 256  # of the archive
 PATH_BYTES = 200
 BLOCK, RECORD = 512, 10240  # tar's units
+NO_DEVICE = (bytes(16), b"0000000\0" * 2)  # both are written by tar programs
 HOUR = 3600
 CLOCK_SLACK = 24 * HOUR  # a hardware clock may hold some zone's local time until NTP has answered
 EARLIEST = calendar.timegm((2026, 11, 1, 0, 0, 0))  # no image with this agent is older
@@ -560,7 +561,7 @@ class Unpacker:
             raise Refused("E_FORMAT", "an entry has another name (wanted %s)" % name)
         if fields[1:] != [0o600, 0, 0, 0] or header[156:157] != b"0":
             raise Refused("E_FORMAT", "%s is not a regular file, 0600, of nobody, without time" % name)
-        if any(header[157:257]) or any(header[265:329]) or any(header[500:]) or header[329:345].strip(b"\x000 "):
+        if any(header[157:257]) or any(header[265:329]) or any(header[500:]) or header[329:345] not in NO_DEVICE:
             raise Refused("E_FORMAT", "the entry of %s has a link, an owner or a device" % name)
         length = octal(header[124:136])
         if length < 0:

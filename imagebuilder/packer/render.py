@@ -381,7 +381,7 @@ def _layer_script(layer: LayerPlan, env: Mapping[str, str]) -> str:
 
 def _supplied(plan: BuildPlan, supplies: Supplies) -> dict[str, Item]:
     """Return what goes into the machine apart from the recipe: programs, images, the user's own."""
-    files: dict[str, Item] = {}
+    files = {"files/agent.py": Item(data=resources.agent().read_bytes())}
     for component, folder in supplies.payloads.items():
         for path in sorted(folder.iterdir()):
             if path.is_file():
@@ -392,6 +392,7 @@ def _supplied(plan: BuildPlan, supplies: Supplies) -> dict[str, Item]:
     numbered: tuple[tuple[tuple[Path, ...], Callable[[int, Path], str], int], ...] = (
         (supplies.images, lambda at, _: f"images/{at:03d}.tar", TEXT),
         (plan.request.overlays, lambda at, _: f"overlays/{at:03d}.tar", TEXT),
+        (plan.request.trust, lambda at, _: f"trust/{at:03d}.pem", TEXT),
         (plan.request.scripts, lambda at, path: f"scripts/{at:03d}-{path.name}", PROGRAM),
     )
     for paths, name, mode in numbered:
