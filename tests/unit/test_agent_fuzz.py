@@ -7,7 +7,6 @@ import random
 import tarfile
 import tracemalloc
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -120,7 +119,19 @@ def differs_in_checksum_form(data: bytes) -> bool:
 
 
 WORDS = st.sampled_from(
-    ["", "..", "/", "/etc/passwd", "/etc/kubernetes/../passwd", "0600", "2026-11-24T00:00:00Z", "x" * 300, "é", "\0", "\n"]
+    [
+        "",
+        "..",
+        "/",
+        "/etc/passwd",
+        "/etc/kubernetes/../passwd",
+        "0600",
+        "2026-11-24T00:00:00Z",
+        "x" * 300,
+        "é",
+        "\0",
+        "\n",
+    ]
 )
 ODD = st.recursive(
     st.none() | st.booleans() | st.integers(-(1 << 70), 1 << 70) | st.floats() | WORDS | st.text(max_size=8),
