@@ -31,6 +31,12 @@ EVERYWHERE = {
     "modprobe": """
         [ $# = 4 ] && [ "$1 $3" = "--set-version --show-depends" ] && [ -d "/lib/modules/$2" ] || exec refuse "$@"
         [ -e "/lib/modules/$2/$4" ]""",
+    "python3": """
+        [ "$1 $2 $3" = "-m compileall -q" ] && [ "$(pwd)" = /usr/lib/imagebuilder ] || exec refuse "$@"
+        exec /usr/bin/python3 "$@" """,
+    "openssl": """
+        [ $# = 5 ] && [ "$1 $2 $3 $5" = "pkey -pubin -in -noout" ] || exec refuse "$@"
+        exec /usr/bin/openssl "$@" """,
     "uname": """
         [ "$*" = -r ] || exec refuse "$@"
         cat /running""",
@@ -219,7 +225,7 @@ REDHAT = {
 }
 
 SILENT = (  # programs that only have to be there
-    "kubeadm", "kubectl", "crictl", "runc", "docker", "dockerd", "python3", "openssl", "ip", "conntrack", "socat",
+    "kubeadm", "kubectl", "crictl", "runc", "docker", "dockerd", "ip", "conntrack", "socat",
     "ethtool", "iptables", "ebtables", "growpart", "sudo", "zstd",
 )  # fmt: skip
 FAMILIES = {"debian": DEBIAN, "redhat": REDHAT}

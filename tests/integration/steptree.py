@@ -12,6 +12,11 @@ from local_archive import Key
 from imagebuilder import resources
 from imagebuilder.steps import load_steps, select
 
+SITE_KEY = b"""-----BEGIN PUBLIC KEY-----
+MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEJV4+ejmpNL+rDpyNmehxsB77HDjx
+jR15f4aFXq1e20BW4ED2czKWCZtg7nVhzj/J7HmvfjY8cxoW9cHNhrFMhw==
+-----END PUBLIC KEY-----
+"""
 PROVISION = resources.folder("provision")
 PAUSE = "registry.k8s.io/pause:3.10"
 ENV = {
@@ -157,6 +162,7 @@ def materials(folder: Path) -> None:
     (folder / "pause.tar").touch()
     (folder / "agent.py").write_bytes(resources.agent().read_bytes())
     (folder / "trust").mkdir()
+    (folder / "trust/00.pem").write_bytes(SITE_KEY)
     (folder / "images/00.tar").touch()
     write_program(folder / "scripts/00-site.sh", 'test "$(pwd)" = / || exit 1\ntouch -d @1 /etc/site')
     (folder / "overlays/00/etc/kubernetes/manifests/pod.yaml").write_text("kind: Pod\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,7 +12,18 @@ from typing import Any
 import pytest
 from fakeroot import FakeRoot, write_program, written
 from local_archive import Key
-from steptree import BUILD_TRACES, ENV, PAUSE, PROVISION, SYSTEMS, System, give_repositories, make_root, repositories
+from steptree import (
+    BUILD_TRACES,
+    ENV,
+    PAUSE,
+    PROVISION,
+    SITE_KEY,
+    SYSTEMS,
+    System,
+    give_repositories,
+    make_root,
+    repositories,
+)
 
 from imagebuilder import process, resources
 from imagebuilder.direct.sandbox import Bind
@@ -107,6 +119,13 @@ def test_what_the_steps_leave(root: FakeRoot) -> None:
     manifest = tree / "etc/kubernetes/manifests/pod.yaml"
     assert (manifest.stat().st_uid, manifest.stat().st_mode & 0o777) == (0, 0o644)
     assert (tree / f"boot/initrd.img-{KERNEL}").exists()
+    assert (tree / "etc/imagebuilder/trust.d/00.pem").read_bytes() == SITE_KEY
+    ours = tree.parent / "upper/lib/imagebuilder"
+    facts = json.loads((ours / "image.json").read_text())
+    assert (facts["id"], facts["kubelet"], facts["init"]) == ("debian-13-amd64-k1.35", "1.35.8", "systemd")
+    assert facts["runtimes"] == ["containerd", "docker"]
+    assert list(ours.glob("__pycache__/agent.*.pyc"))
+    assert (tree.parent / "upper/sbin/imagebuilder-agent").stat().st_mode & 0o777 == 0o755
     assert not list(tree.rglob("*.imagebuilder-new"))
     calls = root.calls()
     assert "apt-get install docker.io containerd" in calls

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -501,3 +502,9 @@ def test_the_console_gets_a_line(node: Node, capsys: pytest.CaptureFixture[str])
     agent.Host(str(node.root)).say("data package generation 1 applied")
     assert node.read("/dev/console") == b"\r\nimagebuilder: data package generation 1 applied after 12.34 s\r\n"
     assert capsys.readouterr().out == "imagebuilder: data package generation 1 applied after 12.34 s\n"
+
+
+def test_the_document_lists_the_codes() -> None:
+    text = (Path(agent.__file__).parents[2] / "docs/boot.md").read_text()
+    listed = {code: int(number) for code, number in re.findall(r"^\| `(E_[A-Z]+)` \| (\d+) \|", text, re.MULTILINE)}
+    assert listed == agent.CODES

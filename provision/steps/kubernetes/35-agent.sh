@@ -14,8 +14,10 @@ put /usr/lib/imagebuilder/agent.py < "${IB_AGENT:?}"
 put /usr/sbin/imagebuilder-agent 0755 < "$IB_PROVISION/files/agent/imagebuilder-agent"
 
 # The compiled form holds no time of the source, which would make it stale; Python 3.6 knows only that kind.
-(cd /usr/lib/imagebuilder \
-    && { python3 -m compileall -q --invalidation-mode unchecked-hash agent.py > /dev/null 2>&1 || python3 -m compileall -q agent.py; })
+cd /usr/lib/imagebuilder
+if [ -z "$(find . -name 'agent.*.pyc' -newer agent.py)" ]; then
+    python3 -m compileall -q --invalidation-mode unchecked-hash agent.py > /dev/null 2>&1 || python3 -m compileall -q agent.py
+fi
 relabel /usr/lib/imagebuilder
 
 runtimes=""
