@@ -318,8 +318,8 @@ class Disk:
             return False
         return True
 
-    def remove(self, path: str) -> None:
-        """Remove a file durably, and what was half-written in its place; see :meth:`write` for secrets."""
+    def remove(self, path: str, sync: bool = True) -> None:
+        """Remove a file, durably with ``sync``, and what was half-written in its place; see :meth:`write` for secrets."""
         try:
             folder, name = self.place(path)
         except FileNotFoundError:
@@ -327,7 +327,7 @@ class Disk:
         old = self.secret(folder, name)
         try:
             removed = [self.unlink(folder, name), self.unlink(folder, ".%s.imagebuilder-new" % name)]
-            if any(removed):
+            if any(removed) and sync:
                 self.call(os.fsync, folder)  # before it is overwritten: a name never leads to zeros
             self.wipe(old)
         finally:
@@ -342,7 +342,7 @@ class Disk:
             if found is not None and stat.S_ISDIR(found.st_mode):
                 self.remove_tree(inside)
             else:
-                self.remove(inside)
+                self.remove(inside, sync=False)
         self.unmake(path)
 
     def read_json(self, path: str) -> Optional[Dict[str, Any]]:
@@ -1031,14 +1031,15 @@ class Store:
         try:
             for name in self.disk.names(GENERATIONS):
                 self.disk.remove_tree("%s/%s%s" % (GENERATIONS, name, "/new" if name == current else ""))
-        except OSError:
+        except (OSError, Refused):
             pass
 
     def recover(self) -> Optional[Dict[str, Any]]:
         """Complete, or else undo, what was interrupted; return its journal, with the direction that was taken."""
         journal = self.disk.read_json(JOURNAL)
         if journal is None:
-            self.disk.remove(JOURNAL)  # one that cannot be read says nothing
+            if self.disk.look(JOURNAL) is not None:
+                self.disk.remove(JOURNAL)  # one that cannot be read says nothing
             self.clean()
             return None
         if journal["direction"] == "forward":
