@@ -174,6 +174,8 @@ class TestDisk(agent.Disk):
 
 
 def _undone(function: Callable[..., Any], path: Path, grave: Path | None) -> None:
+    if not path.parent.is_dir():
+        return  # the folder itself is durably gone
     if function is os.rmdir:
         path.mkdir(exist_ok=True)
     elif function is os.mkdir:

@@ -319,7 +319,7 @@ class Disk:
         return True
 
     def remove(self, path: str, sync: bool = True) -> None:
-        """Remove a file, durably with ``sync``, and what was half-written in its place; see :meth:`write` for secrets."""
+        """Remove a file, durably with ``sync``, and what was half-written in its place; secrets as in :meth:`write`."""
         try:
             folder, name = self.place(path)
         except FileNotFoundError:
