@@ -49,8 +49,8 @@ class BuildRequest:
     packages: tuple[str, ...] = ()
     overlays: tuple[Path, ...] = ()
     scripts: tuple[Path, ...] = ()
-    trust: tuple[Path, ...] = ()
     images: tuple[str, ...] = ()
+    trust: tuple[Path, ...] = ()
     bare: bool = False
     sources: Mapping[str, str] = field(default_factory=dict)
     mirrors: Mapping[str, str] = field(default_factory=dict)

@@ -183,7 +183,7 @@ def plan(
             firmware=tuple(name for name in target.firmware if name in FIRMWARE[profile.arch]),
             kernel_arguments=(*target.kernel_arguments, *(f"console={name}" for name in target.consoles)),
         ),
-        settings=_settings(profile, target, known.pause), request=request,
+        settings=_settings(profile, target, known.pause, minor), request=request,
     )  # fmt: skip
 
 
@@ -309,10 +309,13 @@ def _facts(request: BuildRequest, profile: Profile, target: Target, engine: str)
     return [name for name, true in known.items() if true]
 
 
-def _settings(profile: Profile, target: Target, pause: str) -> dict[str, str]:
+def _settings(profile: Profile, target: Target, pause: str, minor: str) -> dict[str, str]:
     modules = target.initramfs_modules
     return {
+        "IB_ARCH": profile.arch,
         "IB_FAMILY": profile.family,
+        # Without the target: images for several of them share the layer that says it.
+        "IB_IMAGE_ID": f"{profile.name}-{profile.release}-{profile.arch}-k{minor}",
         "IB_INIT": profile.init,
         "IB_HOLD_PACKAGES": " ".join(profile.hold),
         "IB_INITRAMFS_MODULES": modules if isinstance(modules, str) else " ".join(modules),

@@ -37,6 +37,7 @@ def environment(
     env |= {
         "IB_RUNTIME_PACKAGES": " ".join(packages.get("docker", ())),
         "IB_KUBERNETES_VERSION": kubernetes,
+        "IB_AGENT": f"{inside}/agent.py",
         "IB_GUEST_PACKAGES": " ".join(plan.target.packages(plan.profile.name, plan.profile.family)),
         "IB_SITE_PACKAGES": " ".join(plan.request.packages),
         "IB_PAUSE_ARCHIVE": f"{inside}/pause.tar" if pause else "",

@@ -27,6 +27,11 @@ def data_root() -> Path:
     )
 
 
+def agent() -> Path:
+    """Return the program that the image gets to inject data packages; it stands alone."""
+    return Path(__file__).resolve().parent / "agent" / "agent.py"
+
+
 def folder(name: str) -> Path:
     """Return one data folder by name (see ``FOLDERS``)."""
     return data_root() / name

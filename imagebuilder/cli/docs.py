@@ -122,7 +122,7 @@ def certificates() -> str:
 
 def transports() -> str:
     """Return ``docs/transports.md``."""
-    from imagebuilder.agent.agent_sources import SourceHost
+    from imagebuilder.agent.agent import SourceHost
     from imagebuilder.datapackage.deliver.transports import render_markdown
 
     host = SourceHost(sandbox="")

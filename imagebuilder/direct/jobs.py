@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from imagebuilder import resources
 from imagebuilder.content import content_id, sha256_bytes, sha256_file
 from imagebuilder.direct.engine import INSIDE, LayerJob
 from imagebuilder.direct.sandbox import Bind
@@ -30,8 +32,8 @@ def layer_jobs(plan: BuildPlan, lock: Lock, materials: Materials, provision: Pat
         materials: what was fetched.
         provision: the ``provision`` folder.
     """
-    site = site_inputs(plan)
-    inputs = {layer.name: _inputs(layer.name, lock, materials, site) for layer in plan.layers}
+    own = {"kubernetes": {"agent": sha256_file(resources.agent())}, "site": site_inputs(plan)}
+    inputs = {layer.name: _inputs(layer.name, lock, materials) | own.get(layer.name, {}) for layer in plan.layers}
     hashes = {
         path.relative_to(provision).as_posix(): f"{path.stat().st_mode & 0o111:o}-{sha256_bytes(path.read_bytes())}"
         for path in sorted(provision.rglob("*"))
@@ -64,7 +66,7 @@ def _keys(layer: LayerPlan) -> list[str]:
     return [step.key for step in layer.steps]
 
 
-def _inputs(name: str, lock: Lock, materials: Materials, site: Mapping[str, Any]) -> dict[str, Any]:
+def _inputs(name: str, lock: Lock, materials: Materials) -> dict[str, Any]:
     """Return what a layer's id covers beyond its steps: exact packages, payloads, images, files."""
     inputs: dict[str, Any] = {
         "packages": [[p.name, p.version, p.arch, p.sha256] for p in lock.packages[name]],
@@ -79,7 +81,7 @@ def _inputs(name: str, lock: Lock, materials: Materials, site: Mapping[str, Any]
     if name == "kubernetes":
         inputs |= {"version": lock.kubernetes, "pause": materials.pause.id if materials.pause else ""}
     if name == "site":
-        inputs |= {**site, "images": [image.id for image in materials.images]}
+        inputs |= {"images": [image.id for image in materials.images]}
     return inputs
 
 
@@ -97,6 +99,7 @@ def _binds(plan: BuildPlan, materials: Materials) -> dict[str, list[Bind]]:
         binds[LAYER_OF[component]].append(Bind(source=folder, target=f"{INSIDE}/payload/{component}"))
     if materials.pause:
         binds["kubernetes"].append(Bind(source=materials.pause.path, target=f"{INSIDE}/pause.tar"))
+    binds["kubernetes"].append(Bind(source=resources.agent(), target=f"{INSIDE}/agent.py"))
     site = binds["site"]
     for number, path in _numbered(plan.request.overlays):
         site.append(Bind(source=path, target=f"{INSIDE}/overlays/{number}"))
@@ -121,19 +124,21 @@ def site_inputs(plan: BuildPlan) -> dict[str, Any]:
     Raises:
         UsageError: one of them is not there, or cannot be read.
     """
+    with _files_named("check the paths of --overlay, --trust and --script"):
+        return {
+            "overlays": [folder_digest(path) for path in plan.request.overlays],
+            "trust": [[path.stem, sha256_file(path)] for path in plan.request.trust],
+            "scripts": [[path.name, sha256_file(path)] for path in plan.request.scripts],
+        }
+
+
+@contextmanager
+def _files_named(hint: str) -> Iterator[None]:
+    """Say which file of the user's it is that cannot be read."""
     try:
-        return _site_digests(plan)
+        yield
     except OSError as error:
-        hint = "check the paths of --overlay, --trust and --script"
         raise UsageError(f"{error.filename}: {error.strerror}", hint=hint) from error
-
-
-def _site_digests(plan: BuildPlan) -> dict[str, Any]:
-    return {
-        "overlays": [folder_digest(path) for path in plan.request.overlays],
-        "trust": [[path.stem, sha256_file(path)] for path in plan.request.trust],
-        "scripts": [[path.name, sha256_file(path)] for path in plan.request.scripts],
-    }
 
 
 def folder_digest(folder: Path) -> str:

@@ -381,7 +381,7 @@ def _layer_script(layer: LayerPlan, env: Mapping[str, str]) -> str:
 
 def _supplied(plan: BuildPlan, supplies: Supplies) -> dict[str, Item]:
     """Return what goes into the machine apart from the recipe: programs, images, the user's own."""
-    files: dict[str, Item] = {}
+    files = {"files/agent.py": Item(data=resources.agent().read_bytes())}
     for component, folder in supplies.payloads.items():
         for path in sorted(folder.iterdir()):
             if path.is_file():

@@ -1,7 +1,7 @@
 """Strict local stand-ins for the metadata services of clouds: each refuses what the real one refuses.
 
 They stand in for services that exist only inside the clouds; paths, headers and refusals are those of the platforms'
-documentation (see ``imagebuilder/agent/agent_sources.py``).
+documentation (see ``imagebuilder/agent/agent.py``).
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from imagebuilder.agent.agent_sources import AZURE_TAG, SourceHost
+from imagebuilder.agent.agent import AZURE_TAG, SourceHost
 
 MOUNT = """#!/bin/sh
 set -eu

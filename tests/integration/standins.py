@@ -31,12 +31,15 @@ EVERYWHERE = {
     "modprobe": """
         [ $# = 4 ] && [ "$1 $3" = "--set-version --show-depends" ] && [ -d "/lib/modules/$2" ] || exec refuse "$@"
         [ -e "/lib/modules/$2/$4" ]""",
-    "uname": """
-        [ "$*" = -r ] || exec refuse "$@"
-        cat /running""",
+    "python3": """
+        [ "$1 $2 $3" = "-m compileall -q" ] && [ "$(pwd)" = /usr/lib/imagebuilder ] || exec refuse "$@"
+        exec /usr/bin/python3 "$@" """,
     "openssl": """
         [ "$1 $2" = "pkey -pubin" ] || exec refuse "$@"
         exec /usr/bin/openssl "$@" """,
+    "uname": """
+        [ "$*" = -r ] || exec refuse "$@"
+        cat /running""",
     "swapoff": """
         [ "$*" = -a ] || exec refuse "$@" """,
     "cloud-init": """
@@ -222,7 +225,7 @@ REDHAT = {
 }
 
 SILENT = (  # programs that only have to be there
-    "kubeadm", "kubectl", "crictl", "runc", "docker", "dockerd", "python3", "ip", "conntrack", "socat",
+    "kubeadm", "kubectl", "crictl", "runc", "docker", "dockerd", "ip", "conntrack", "socat",
     "ethtool", "iptables", "ebtables", "growpart", "sudo", "zstd",
 )  # fmt: skip
 FAMILIES = {"debian": DEBIAN, "redhat": REDHAT}

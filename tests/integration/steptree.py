@@ -34,6 +34,9 @@ ENV = {
     "IB_MASKED_SERVICES": "fstrim.timer dpkg-db-backup.timer",
     "IB_MASKED_GENERATORS": "systemd-cryptsetup-generator",
     "IB_PAUSE_IMAGE": PAUSE,
+    "IB_AGENT": "/materials/agent.py",
+    "IB_IMAGE_ID": "debian-13-amd64-k1.35",
+    "IB_ARCH": "amd64",
     "IB_PAUSE_ARCHIVE": "/materials/pause.tar",
     "IB_KUBERNETES_VERSION": "1.35.8",
     "IB_KUBERNETES_PAYLOAD": "/materials/kubernetes",
@@ -166,6 +169,7 @@ def materials(folder: Path) -> None:
     write_program(folder / "crictl/crictl", "true")
     (folder / "trust/00-demo.pem").write_bytes(TRUSTED)
     (folder / "pause.tar").touch()
+    (folder / "agent.py").write_bytes(resources.agent().read_bytes())
     (folder / "images/00.tar").touch()
     write_program(folder / "scripts/00-site.sh", 'test "$(pwd)" = / || exit 1\ntouch -d @1 /etc/site')
     (folder / "overlays/00/etc/kubernetes/manifests/pod.yaml").write_text("kind: Pod\n")

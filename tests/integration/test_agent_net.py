@@ -16,7 +16,7 @@ import pytest
 from local_servers import Route, Site, answer, dripping, in_turn, listening, reset, silent, stalling, trickling
 from node_standins import Node
 
-from imagebuilder.agent import agent_sources as agent
+from imagebuilder.agent import agent
 
 pytestmark = pytest.mark.integration
 

@@ -13,7 +13,7 @@ import pytest
 from local_servers import Site, answer, in_turn
 from node_standins import Node
 
-from imagebuilder.agent import agent_sources
+from imagebuilder.agent import agent
 from imagebuilder.datapackage.deliver.encodings import Payload, cidata, mime
 from imagebuilder.process import RealRunner
 
@@ -30,7 +30,7 @@ PYTHONS = {
 PROGRAM = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-import agent_sources as agent
+import agent
 
 told = json.load(sys.stdin)
 result = {}
@@ -79,7 +79,7 @@ def test_sources_work(tmp_path: Path, site: Site, version: str) -> None:
             "sha256": digest, "keyId": "1" * 32, "signature": "c2lnbmF0dXJl",
         },
     }  # fmt: skip
-    folder = Path(agent_sources.__file__).parent
+    folder = Path(agent.__file__).parent
     result = RealRunner().run(
         [PYTHONS[version], "-W", "error", "-c", PROGRAM, folder], stdin=json.dumps(told).encode(), capture=True
     )

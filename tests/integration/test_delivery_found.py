@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from local_servers import ELF, Site
 from node_standins import Node
 
-from imagebuilder.agent import agent_sources as agent
+from imagebuilder.agent import agent
 from imagebuilder.cli.data_deliver import deliver as command
 from imagebuilder.datapackage.deliver.delivery import Payload, Written, deliver, read_payload
 from imagebuilder.datapackage.deliver.iso9660 import iso9660

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -120,6 +121,12 @@ def test_what_the_steps_leave(root: FakeRoot) -> None:
     manifest = tree / "etc/kubernetes/manifests/pod.yaml"
     assert (manifest.stat().st_uid, manifest.stat().st_mode & 0o777) == (0, 0o644)
     assert (tree / f"boot/initrd.img-{KERNEL}").exists()
+    ours = tree.parent / "upper/lib/imagebuilder"
+    facts = json.loads((ours / "image.json").read_text())
+    assert (facts["id"], facts["kubelet"], facts["init"]) == ("debian-13-amd64-k1.35", "1.35.8", "systemd")
+    assert facts["runtimes"] == ["containerd", "docker"]
+    assert list(ours.glob("__pycache__/agent.*.pyc"))
+    assert (tree.parent / "upper/sbin/imagebuilder-agent").stat().st_mode & 0o777 == 0o755
     assert not list(tree.rglob("*.imagebuilder-new"))
     calls = root.calls()
     assert "apt-get install docker.io containerd" in calls

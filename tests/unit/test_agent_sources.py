@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagebuilder.agent import agent_sources as agent
+from imagebuilder.agent import agent
 from imagebuilder.datapackage.deliver import encodings
 from imagebuilder.datapackage.deliver.iso9660 import iso9660
 
@@ -95,7 +95,7 @@ def test_wrappings_have_an_end() -> None:
     assert agent.decode(wrapped) is None
 
 
-@pytest.mark.parametrize("data", [package(agent.MAX_PACKAGE + 1), b"x" * (agent.MAX_PAYLOAD + 1)])
+@pytest.mark.parametrize("data", [package(agent.PACKED + 1), b"x" * (agent.MAX_PAYLOAD + 1)])
 def test_too_large_is_said(data: bytes) -> None:
     with pytest.raises(agent.SourceError) as caught:
         agent.decode(data)
@@ -103,8 +103,8 @@ def test_too_large_is_said(data: bytes) -> None:
 
 
 def test_the_largest_package_fits_the_largest_wrapping() -> None:
-    largest = package(agent.MAX_PACKAGE - 2048)
-    assert agent.MAX_PACKAGE - 2048 < len(largest) <= agent.MAX_PACKAGE
+    largest = package(agent.PACKED - 2048)
+    assert agent.PACKED - 2048 < len(largest) <= agent.PACKED
     wrapped = base64.b64encode(encodings.mime(encodings.Payload(data=largest, name="n")))
     assert agent.decode(wrapped) == largest
 
@@ -277,7 +277,7 @@ GOOD = {
     "change",
     [
         {"more": 1}, {"kind": "DataPackage"}, {"apiVersion": "imagebuilder/v2"}, {"url": "file:///etc/passwd"},
-        {"url": "https://"}, {"url": 1}, {"size": 0}, {"size": True}, {"size": agent.MAX_PACKAGE + 1}, {"size": "1"},
+        {"url": "https://"}, {"url": 1}, {"size": 0}, {"size": True}, {"size": agent.PACKED + 1}, {"size": "1"},
         {"sha256": "0" * 63}, {"sha256": "0" * 64 + "\n"}, {"keyId": ""}, {"signature": "!"}, {"signature": None},
         {"signature": "A"},
     ],

@@ -106,7 +106,8 @@ def test_payloads_are_bound_where_the_steps_look_for_them(tmp_path: Path) -> Non
     assert binds["base"] == {}
     assert binds["runtime"] == {f"{INSIDE}/payload/cni": tmp_path / "cni-1"}
     assert binds["kubernetes"] == {
-        f"{INSIDE}/payload/crictl": tmp_path / "crictl-1", f"{INSIDE}/pause.tar": tmp_path / "pause.tar"
+        f"{INSIDE}/payload/crictl": tmp_path / "crictl-1", f"{INSIDE}/pause.tar": tmp_path / "pause.tar",
+        f"{INSIDE}/agent.py": resources.agent(),
     }  # fmt: skip
     assert not any(bind.writable for job in made.values() for bind in job.binds)
 

@@ -1,6 +1,6 @@
 """A package or pointer document, in each form that a transport carries. All of them give the same bytes every time.
 
-What the agent accepts is the other half: ``imagebuilder/agent/agent_sources.py``, ``decode``.
+What the agent accepts is the other half: ``imagebuilder/agent/agent.py``, ``decode``.
 """
 
 from __future__ import annotations
