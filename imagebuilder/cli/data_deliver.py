@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from imagebuilder.cli.data_fits import fit_data
 from imagebuilder.cli.output import json_option, print_json
 
 if TYPE_CHECKING:
@@ -18,11 +19,11 @@ VERSION_SECONDS = 20  # kubelet takes a tenth of one
 
 
 @click.command("deliver")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--target", required=True, help="Where the machine is; an unknown one is answered with the list.")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--target", required=True, metavar="NAME", help="Where the machine is; an unknown one names them all.")
 @click.option(
-    "--output", type=click.Path(path_type=Path, file_okay=False), required=True, metavar="DIR",
-    help="The folder to write the files to.",
+    "--output", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+    help="The folder to write the files to.  [default: NODE-NAME beside FILE]",
 )  # fmt: skip
 @click.option("--pointer-url", default="", metavar="URL", help="Where FILE will be, for a kernel line (PXE).")
 @click.option("--kubelet", type=click.Path(path_type=Path), help="mesos: the kubelet that goes into the bundle.")
@@ -34,14 +35,19 @@ VERSION_SECONDS = 20  # kubelet takes a tenth of one
 @click.option("--bundle-url", default="", metavar="URL", help="mesos: the address of the folder, once it is served.")
 @json_option
 def deliver(
-    file: Path, target: str, output: Path, pointer_url: str, kubelet: Path | None, kubelet_version: str,
+    file: Path, target: str, output: Path | None, pointer_url: str, kubelet: Path | None, kubelet_version: str,
     trust: tuple[Path, ...], bundle_url: str, as_json: bool,
 ) -> None:  # fmt: skip
-    """Write what hands FILE, a package or a pointer document, to a machine."""
+    """Write the files that hand a package to a machine.
+
+    FILE is a package, or a pointer to one. Beside the files is a README with the commands that use them.
+    """
     from imagebuilder.datapackage.deliver import delivery
     from imagebuilder.datapackage.deliver.mesos import Parts
+    from imagebuilder.datapackage.deliver.transports import ways
     from imagebuilder.errors import UsageError
 
+    ways(target)  # an unknown one is refused whatever the file is
     payload = delivery.read_payload(file, pointer_url)
     parts: Parts | None = None
     if target == "mesos":
@@ -50,7 +56,7 @@ def deliver(
             raise UsageError("a bundle for Mesos needs a kubelet, a trusted key and an address", hint=hint)
         version = kubelet_version or asked_version(kubelet)
         parts = Parts(kubelet=kubelet, version=version, trust=trust, url=bundle_url.rstrip("/"))
-    done = delivery.deliver(payload, target, output, mesos=parts)
+    done = delivery.deliver(payload, target, output or file.parent / f"{payload.name}-{target}", mesos=parts)
     if as_json:
         print_json(as_data(done))
     else:
@@ -82,10 +88,7 @@ def as_data(done: Delivery) -> dict[str, Any]:
         "kind": "result",
         "target": done.target,
         "files": [
-            {
-                "title": one.way.title, "path": str(one.path), "bytes": one.counted, "limit": one.way.limit,
-                "command": one.command,
-            }
+            fit_data(one.fit) | {"path": str(one.path), "command": one.command, "note": one.note}
             for one in done.written
         ],
         "left_out": [{"title": one.way.title, "why": one.why} for one in done.left_out],
@@ -98,8 +101,9 @@ def render(done: Delivery) -> str:
 
     lines = []
     for one in done.written:
-        left = f" of {one.way.limit:,}" if one.way.limit else ""
-        lines += [f"{one.way.title}: {one.path} ({one.counted:,}{left} bytes)"]
+        way = one.fit.way
+        limit = f" of {way.limit:,}" if way.limit else ""
+        lines += [f"{way.title}: {one.path} ({one.fit.size:,}{limit} bytes)"]
         lines += [f"    {line}" for line in one.command.splitlines()]
     lines += [f"not possible: {one.way.title}: {one.why}" for one in done.left_out]
     return "\n".join([*lines, f"all of this is in {done.folder / README}"])

@@ -18,7 +18,7 @@ from node_standins import Node
 
 from imagebuilder.agent import agent_sources as agent
 from imagebuilder.cli.data_deliver import deliver as command
-from imagebuilder.datapackage.deliver.delivery import Payload, Written, deliver, read_payload
+from imagebuilder.datapackage.deliver.delivery import Payload, Written, deliver
 from imagebuilder.datapackage.deliver.iso9660 import iso9660
 from imagebuilder.datapackage.deliver.mesos import Parts
 from imagebuilder.datapackage.deliver.transports import targets, ways
@@ -130,7 +130,7 @@ PAYLOAD = Payload(data=PACKAGE, name="node-1", url="http://pxe.example/node-1.ib
 
 
 def one(written: tuple[Written, ...], form: str) -> Path:
-    return next(found.path for found in written if found.way.form == form)
+    return next(found.path for found in written if found.fit.way.form == form)
 
 
 def found_by(node: Node, scope: str) -> list[agent.Candidate]:
@@ -390,7 +390,8 @@ def test_bundles_are_the_same_bytes_and_hold_no_secret(tmp_path: Path) -> None:
 
 
 def test_the_command_asks_kubelet_for_its_version(tmp_path: Path) -> None:
-    (tmp_path / "node-1.ibdata").write_bytes(PACKAGE)
+    good = Path(__file__).parents[1] / "vectors/data-package/good-standalone.ibdata"
+    (tmp_path / "node-1.ibdata").write_bytes(good.read_bytes())
     (tmp_path / "kubelet").write_text("#!/bin/sh\necho Kubernetes v1.35.8\n")
     (tmp_path / "kubelet").chmod(0o755)
     (tmp_path / "key.pem").write_text("key")
@@ -402,4 +403,3 @@ def test_the_command_asks_kubelet_for_its_version(tmp_path: Path) -> None:
     assert "not a Linux program" in str(result.exception)  # it is a script: the version was no hindrance
     (tmp_path / "kubelet").write_text("#!/bin/sh\necho no version\n")
     assert "for a version" in str(CliRunner().invoke(command, words).exception)
-    assert read_payload(tmp_path / "node-1.ibdata").name == "node-1"
