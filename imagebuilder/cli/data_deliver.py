@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from imagebuilder.datapackage.deliver.delivery import Delivery
     from imagebuilder.datapackage.deliver.mesos import Parts
 
+VERSION = re.compile(r"\d+\.\d+\.\d+")
 VERSION_SECONDS = 20  # kubelet takes a tenth of one
 
 
@@ -29,8 +30,8 @@ VERSION_SECONDS = 20  # kubelet takes a tenth of one
 @click.option("--kubelet", type=click.Path(path_type=Path), help="mesos: the kubelet that goes into the bundle.")
 @click.option("--kubelet-version", default="", help="mesos: its version.  [default: what it says itself]")
 @click.option(
-    "--trust", type=click.Path(path_type=Path), multiple=True, metavar="PEM",
-    help="mesos: a public key whose packages are accepted.",
+    "--trust", type=click.Path(path_type=Path), multiple=True, metavar="PUB",
+    help="mesos: a public key whose packages are accepted; may be repeated.",
 )  # fmt: skip
 @click.option("--bundle-url", default="", metavar="URL", help="mesos: the address of the folder, once it is served.")
 @json_option
@@ -43,7 +44,6 @@ def deliver(
     FILE is a package, or a pointer to one. Beside the files is a README with the commands that use them.
     """
     from imagebuilder.datapackage.deliver import delivery
-    from imagebuilder.datapackage.deliver.mesos import Parts
     from imagebuilder.datapackage.deliver.transports import ways
     from imagebuilder.errors import UsageError
 
@@ -51,16 +51,32 @@ def deliver(
     payload = delivery.read_payload(file, pointer_url)
     parts: Parts | None = None
     if target == "mesos":
-        if kubelet is None or not trust or not delivery.URL.fullmatch(bundle_url):
-            hint = "--kubelet FILE --trust KEY.pem --bundle-url https://..."
-            raise UsageError("a bundle for Mesos needs a kubelet, a trusted key and an address", hint=hint)
-        version = kubelet_version or asked_version(kubelet)
-        parts = Parts(kubelet=kubelet, version=version, trust=trust, url=bundle_url.rstrip("/"))
+        parts = mesos_parts(kubelet, kubelet_version, trust, bundle_url)
+    elif kubelet or kubelet_version or trust or bundle_url:
+        raise UsageError("--kubelet, --kubelet-version, --trust and --bundle-url are for --target mesos alone")
     done = delivery.deliver(payload, target, output or file.parent / f"{payload.name}-{target}", mesos=parts)
     if as_json:
         print_json(as_data(done))
     else:
         click.echo(render(done))
+
+
+def mesos_parts(kubelet: Path | None, version: str, trust: tuple[Path, ...], url: str) -> Parts:
+    """Return what goes into a bundle for Mesos, from the options of the same names.
+
+    Raises:
+        UsageError: one is missing, or is not what it must be.
+    """
+    from imagebuilder.datapackage.deliver.delivery import URL
+    from imagebuilder.datapackage.deliver.mesos import Parts
+    from imagebuilder.errors import UsageError
+
+    if kubelet is None or not trust or not URL.fullmatch(url):
+        hint = "--kubelet FILE --trust pki/package-signing.pub --bundle-url https://..."
+        raise UsageError("a bundle for Mesos needs a kubelet, a trusted key and an address", hint=hint)
+    if version and not VERSION.fullmatch(version):
+        raise UsageError(f'"{version}" is no version of a kubelet', hint="--kubelet-version 1.35.8")
+    return Parts(kubelet=kubelet, version=version or asked_version(kubelet), trust=trust, url=url.rstrip("/"))
 
 
 def asked_version(kubelet: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 import os
@@ -22,7 +23,7 @@ from imagebuilder.datapackage.deliver.iso9660 import iso9660
 from imagebuilder.datapackage.deliver.mesos import Parts, write_mesos
 from imagebuilder.datapackage.deliver.transports import targets, ways
 from imagebuilder.datapackage.format import unpack
-from imagebuilder.errors import ArtifactError, PackageError, UsageError
+from imagebuilder.errors import ArtifactError, DataError, PackageError, UsageError
 from imagebuilder.targets import target_names
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "data-package"
@@ -220,6 +221,14 @@ def test_a_folder_that_a_command_would_have_to_quote(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_readme_of_somebody_else_stays(tmp_path: Path) -> None:
+    for name in ("README.md", "user-data.txt"):
+        (tmp_path / name).write_text("mine\n")
+    with pytest.raises(UsageError, match="would be replaced"):
+        deliver(SMALL, "aws", tmp_path)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine\n"] * 2
+
+
 def test_a_bundle_needs_its_parts(tmp_path: Path) -> None:
     (tmp_path / "kubelet").write_text("#!/bin/sh\n")
     parts = Parts(kubelet=tmp_path / "kubelet", version="1.35.8", trust=(), url="https://a")
@@ -228,6 +237,9 @@ def test_a_bundle_needs_its_parts(tmp_path: Path) -> None:
     (tmp_path / "kubelet").write_bytes(b"\x7fELF\x02\x01" + bytes(10) + b"\x02\x00\xb7\x00")
     with pytest.raises(UsageError, match="accepts no package"):
         write_mesos(tmp_path / "out", "n", b"", parts)
+    private = dataclasses.replace(parts, trust=(VECTORS / "signing.key",))
+    with pytest.raises(DataError, match="not a public key"):
+        write_mesos(tmp_path / "out", "n", b"", private)
     with pytest.raises(UsageError, match="needs --kubelet"):
         deliver(SMALL, "mesos", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -247,6 +259,10 @@ def test_the_command_says_what_mesos_needs(tmp_path: Path) -> None:
     (tmp_path / "node-1.ibdata").write_bytes(PACKAGE.read_bytes())
     words = [f"{tmp_path}/node-1.ibdata", "--target", "mesos", "--output", f"{tmp_path}/out"]
     assert "a kubelet, a trusted key and an address" in str(CliRunner().invoke(command, words).exception)
+    words += ["--kubelet", "k", "--trust", "t", "--bundle-url", "https://a", "--kubelet-version", "1.35"]
+    assert '"1.35" is no version' in str(CliRunner().invoke(command, words).exception)
+    words[2] = "aws"
+    assert "for --target mesos alone" in str(CliRunner().invoke(command, words).exception)
 
 
 def test_the_page_is_what_the_data_says() -> None:

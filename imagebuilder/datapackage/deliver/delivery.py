@@ -19,6 +19,7 @@ from imagebuilder.errors import ArtifactError, PackageError, UsageError
 from imagebuilder.strict import expand
 
 README = "README.md"
+WARNING = "The files hold the machine's private keys: keep them as you keep keys, and delete them after use."
 SECRET = 0o600  # the package holds private keys, in whatever form
 # A machine's name becomes a part of file names and commands, and of a secret in Kubernetes (RFC 1123).
 NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
@@ -104,6 +105,7 @@ def deliver(payload: Payload, target: str, folder: Path, *, mesos: Parts | None 
     places = {"folder": str(folder.absolute()), "name": payload.name}
     if shlex.quote(places["folder"]) != places["folder"]:
         raise UsageError(f'"{folder}" has characters that a command would have to quote', hint="--output DIR")
+    _require_own(folder)
     for name in (*(name for name, _ in FORMS.values()), README):  # of an earlier delivery: what stays would mislead
         (folder / name).unlink(missing_ok=True)
     written, left_out = [], []
@@ -131,6 +133,14 @@ def deliver(payload: Payload, target: str, folder: Path, *, mesos: Parts | None 
     return delivery
 
 
+def _require_own(folder: Path) -> None:
+    """Refuse a folder whose README somebody else wrote: it would be replaced, and what else is there with it."""
+    readme_file = folder / README
+    if readme_file.is_file() and WARNING not in readme_file.read_text(errors="replace"):
+        hint = "--output DIR, a folder for this delivery alone"
+        raise UsageError(f"{readme_file} is not of a delivery, and would be replaced", hint=hint)
+
+
 def _nothing(target: str, name: str, left_out: list[LeftOut]) -> PackageError:
     lines = "\n".join(f"{one.way.title}: {one.why}" for one in left_out)
     hint = f"imagebuilder data create --pointer-url https://.../{{node}}.ibdata, then deliver {name}{POINTER_SUFFIX}"
@@ -147,7 +157,7 @@ def _written(fit: Fit, path: Path, places: Mapping[str, str]) -> Written:
 def readme(delivery: Delivery, name: str) -> str:
     """Return the README: each way, its command, what is left of its limit, and what could not be used."""
     lines = [f"# {name} on {delivery.target}", ""]
-    lines += ["The files hold the machine's private keys: keep them as you keep keys, and delete them after use.", ""]
+    lines += [WARNING, ""]
     for written in delivery.written:
         title, left = written.fit.way.title, written.fit.left
         lines += [f"## {title[0].upper()}{title[1:]}", ""]
