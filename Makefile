@@ -17,14 +17,14 @@ lint: setup-tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Two workers: one boots guests, see tests/conftest.py.
 test: lint
-	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	@sh scripts/test.sh
 
 bench: setup
 	$(BIN)/python -m bench.bench
 
 docs: setup
+	$(BIN)/imagebuilder docs certificates > docs/certificates.md
 	$(BIN)/imagebuilder docs errors > docs/errors.md
 	$(BIN)/imagebuilder docs steps > docs/steps.md
 	$(BIN)/imagebuilder docs transports > docs/transports.md

@@ -35,7 +35,7 @@ class Upstream:
     Attributes:
         folder: name under ``components/``; ``{minor}`` is replaced.
         module: upstream's module path.
-        programs: package paths below the module.
+        programs: package paths below the module; empty for the module's own.
         stamp: ``-X`` variables; ``{version}``, ``{major}`` and ``{minor_number}`` are replaced.
     """
 
@@ -44,22 +44,34 @@ class Upstream:
     programs: tuple[str, ...]
     stamp: Mapping[str, str]
 
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Return the programs as Go package paths."""
+        return tuple(f"{self.module}/{program}".rstrip("/") for program in sorted(self.programs))
 
+
+KUBERNETES_STAMP = {
+    f"{package}.{name}": value
+    for package in ("k8s.io/client-go/pkg/version", "k8s.io/component-base/version")
+    for name, value in (
+        ("gitMajor", "{major}"),
+        ("gitMinor", "{minor_number}"),
+        ("gitTreeState", "clean"),
+        ("gitVersion", "v{version}"),
+    )
+}
 UPSTREAMS = {
     "kubernetes": Upstream(
         folder="kubernetes-{minor}",
         module="k8s.io/kubernetes",
         programs=("cmd/kubeadm", "cmd/kubectl", "cmd/kubelet"),
-        stamp={
-            f"{package}.{name}": value
-            for package in ("k8s.io/client-go/pkg/version", "k8s.io/component-base/version")
-            for name, value in (
-                ("gitMajor", "{major}"),
-                ("gitMinor", "{minor_number}"),
-                ("gitTreeState", "clean"),
-                ("gitVersion", "v{version}"),
-            )
-        },
+        stamp=KUBERNETES_STAMP,
+    ),
+    "controlplane": Upstream(
+        folder="controlplane-{minor}",
+        module="k8s.io/kubernetes",
+        programs=("cmd/kube-apiserver", "cmd/kube-controller-manager", "cmd/kube-scheduler"),
+        stamp=KUBERNETES_STAMP,
     ),
     "crictl": Upstream(
         folder="crictl",
@@ -73,6 +85,7 @@ UPSTREAMS = {
         programs=tuple(f"plugins/{plugin}" for plugin in CNI_PLUGINS),
         stamp={f"{CNI}/pkg/utils/buildversion.BuildVersion": "v{version}"},
     ),
+    "etcd": Upstream(folder="etcd", module="go.etcd.io/etcd/server/v3", programs=("",), stamp={}),
 }
 
 
@@ -80,14 +93,17 @@ def replacements(go_mod: str, version: str) -> list[str]:
     """Return upstream's replace lines as another main module must write them.
 
     ``k8s.io/api => ./staging/src/k8s.io/api`` of k8s.io/kubernetes 1.35.8 is published as k8s.io/api v0.35.8.
+    ``go.etcd.io/etcd/api/v3 => ../api`` of etcd 3.6.8 is published as the v3.6.8 that its go.mod requires.
 
     Raises:
         UsageError: a replacement is a local folder of another kind, which no other module can follow.
     """
-    found = []
+    found, required = [], dict(re.findall(r"^\s+(\S+) (v\S+)", go_mod, re.MULTILINE))
     for old, new in re.findall(r"^(?:replace)?\s+(\S+(?: v\S+)?) => (.+?)(?:\s*//.*)?$", go_mod, re.MULTILINE):
         if new.startswith("./staging/src/"):
             new = f"{old} v0.{version.split('.', 1)[1]}"
+        elif new.startswith(".") and required.get(old) in (None, f"v{version}"):
+            continue  # nothing asks for it, or it is published under the very version that is asked for
         elif new.startswith("."):
             raise UsageError(f"upstream replaces {old} by its own folder {new}")
         found.append(f"{old} => {new}")
@@ -99,7 +115,7 @@ def wrapper(name: str, upstream: Upstream, version: str, go_mod: str) -> str:
     lines = [f"module imagebuilder.invalid/{name}", ""]
     lines += re.findall(r"^go \S+$", go_mod, re.MULTILINE)
     lines += ["", *re.findall(r"^godebug .*$", go_mod, re.MULTILINE)]
-    lines += ["tool (", *(f"\t{upstream.module}/{program}" for program in upstream.programs), ")"]
+    lines += ["tool (", *(f"\t{package}" for package in upstream.packages), ")"]
     lines += [f"require {upstream.module} v{version}"]
     if replaced := replacements(go_mod, version):
         lines += ["replace (", *(f"\t{line}" for line in replaced), ")"]
@@ -109,10 +125,10 @@ def wrapper(name: str, upstream: Upstream, version: str, go_mod: str) -> str:
 def description(upstream: Upstream, version: str) -> str:
     """Return the component.toml."""
     major, minor_number = version.split(".")[:2]
-    programs = "".join(f'    "{upstream.module}/{program}",\n' for program in sorted(upstream.programs))
+    programs = "".join(f'    "{package}",\n' for package in upstream.packages)
     values = {"version": version, "major": major, "minor_number": minor_number}
     stamp = "".join(f'"{key}" = "{value.format_map(values)}"\n' for key, value in upstream.stamp.items())
-    return f'version = "{version}"\nprograms = [\n{programs}]\n\n[stamp]\n{stamp}'
+    return f'version = "{version}"\nprograms = [\n{programs}]\n' + (f"\n[stamp]\n{stamp}" if stamp else "")
 
 
 def update(name: str, version: str, runner: Runner) -> Path:

@@ -165,6 +165,14 @@ class CatalogError(ImagebuilderError):
     meaning = "A folder is no catalog of boxes, or a file of the catalog is damaged; nothing in it was changed."
 
 
+class CertificateError(ImagebuilderError):
+    """A certificate, a key or a request is not what it is taken for."""
+
+    ref = "certificate-invalid"
+    exit_code = 24
+    meaning = "A certificate, key or authority is damaged, expired, or does not fit its use; nothing was changed."
+
+
 class PackageError(ImagebuilderError):
     """A data package that is refused.
 

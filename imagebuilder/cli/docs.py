@@ -27,6 +27,21 @@ What is done when an image is built, layer by layer, and what is left for boot. 
 `provision/steps/`; this page is made from their headers by `imagebuilder docs steps`.
 
 """
+CERTIFICATES_HEAD = """\
+# The certificates of a cluster
+
+Everything that `imagebuilder pki init` and `imagebuilder pki issue <node>` write into the folder of a PKI. This page
+is made from the table in the code by `imagebuilder docs certificates`.
+
+Keys are ECDSA P-256, signatures SHA-256; an authority that is imported may be RSA. Authorities are valid for {ca_days}
+days, certificates for {days} and never longer than their authority; both begin {skew} minutes in the past, for clocks
+that are late. Keys and kubeconfigs have mode 0600, folders 0700. Names and subjects are those of kubeadm. Beside the
+files below there are `cluster.json` (what the folder is for; it may be edited, then `imagebuilder pki renew`),
+`cluster-admins.json` (bindings for a new API server: `kubectl apply -f`), and, after `imagebuilder pki token`,
+`bootstrap-token.json` and `bootstrap.conf`. A `.csr` waits for an outside signer, because the authority's key is not
+here: `imagebuilder pki import` takes the answer.
+
+"""
 TRANSPORTS_HEAD = """\
 # How a data package reaches a machine
 
@@ -79,7 +94,7 @@ asks for. Limits are of the bytes after encoding. Where no limit is given, none 
 
 
 @click.command("docs", hidden=True)
-@click.argument("page", type=click.Choice(["errors", "steps", "transports"]))
+@click.argument("page", type=click.Choice(["certificates", "errors", "steps", "transports"]))
 def command(page: str) -> None:
     """Print a generated page of the documentation."""
     click.echo(PAGES[page](), nl=False)
@@ -101,6 +116,13 @@ def steps() -> str:
     return STEPS_HEAD + render_markdown(load_steps(), load_boot_steps())
 
 
+def certificates() -> str:
+    """Return ``docs/certificates.md``."""
+    from imagebuilder.pki.table import CA_DAYS, LEAF_DAYS, SKEW_MINUTES, render_markdown
+
+    return CERTIFICATES_HEAD.format(ca_days=CA_DAYS, days=LEAF_DAYS, skew=SKEW_MINUTES) + render_markdown()
+
+
 def transports() -> str:
     """Return ``docs/transports.md``."""
     from imagebuilder.agent.agent_sources import SourceHost
@@ -114,4 +136,9 @@ def transports() -> str:
     return TRANSPORTS_HEAD.format(**{name: f"{value:g}" for name, value in seconds.items()}) + render_markdown()
 
 
-PAGES: Mapping[str, Callable[[], str]] = {"errors": errors, "steps": steps, "transports": transports}
+PAGES: Mapping[str, Callable[[], str]] = {
+    "certificates": certificates,
+    "errors": errors,
+    "steps": steps,
+    "transports": transports,
+}

@@ -22,6 +22,7 @@ VERBS: Mapping[str, str] = {
     "steps": "List the steps of the recipe.",
     "doctor": "Check what this host has for baking and booting.",
     "cache": "Show or empty the cache.",
+    "pki": "Make and renew the certificates of a cluster.",
     "data": "Make, show, check and deliver data packages: what makes an image into one node.",
     "box": "Keep a catalog of Vagrant boxes.",
     "schema": "Print the JSON Schema of a file that people write.",

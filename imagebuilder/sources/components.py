@@ -19,6 +19,7 @@ VERSION = re.compile(r"\d+\.\d+\.\d+(?:-[0-9A-Za-z.-]+)?")
 PACKAGE = re.compile(r"[a-z0-9][A-Za-z0-9.-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)+")
 VARIABLE = re.compile(r"[a-z0-9][A-Za-z0-9._/-]*\.[A-Za-z_][A-Za-z0-9_]*")
 VALUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+-]*")  # no space or quote: the linker splits its flags at them
+MAJOR = re.compile(r"/v[2-9][0-9]*$|/v1[0-9]+$")
 FILES = ("go.mod", "go.sum")
 
 
@@ -62,7 +63,12 @@ def names(components_dir: Path) -> tuple[str, ...]:
 
 def program_names(module: ModuleBuild) -> tuple[str, ...]:
     """Return the names of the programs that a build gives."""
-    return tuple(program.rpartition("/")[2] for program in module.programs)
+    return tuple(_program_name(program) for program in module.programs)
+
+
+def _program_name(package: str) -> str:
+    """Return what ``go build`` names a program: a major version (``.../server/v3``) is no name."""
+    return MAJOR.sub("", package).rpartition("/")[2]
 
 
 def go_line(components_dir: Path, name: str) -> str:
@@ -89,7 +95,7 @@ def _problems(data: dict[str, Any]) -> Iterator[str]:
     else:
         bad = [item for item in programs if not isinstance(item, str) or not PACKAGE.fullmatch(item)]
         yield from (f"programs: {item!r} is no Go package path" for item in bad)
-        last = [item.rpartition("/")[2] for item in programs if isinstance(item, str)]
+        last = [_program_name(item) for item in programs if isinstance(item, str)]
         yield from (f"programs: two of them are named {item!r}" for item in sorted(set(last)) if last.count(item) > 1)
     if not isinstance(stamp, dict):
         yield "stamp: must be a table of variable = value"

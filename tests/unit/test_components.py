@@ -35,7 +35,15 @@ def test_every_shipped_component_loads(name: str) -> None:
 
 
 def test_the_expected_components_are_shipped() -> None:
-    assert {"cni-plugins", "crictl", "kubernetes-1.35", "kubernetes-1.36", "kubernetes-1.37"} <= set(SHIPPED)
+    assert {
+        "cni-plugins",
+        "controlplane-1.35",
+        "crictl",
+        "etcd",
+        "kubernetes-1.35",
+        "kubernetes-1.36",
+        "kubernetes-1.37",
+    } <= set(SHIPPED)
     assert len(load_module(resources.folder("components"), "cni-plugins").programs) == 18
 
 
@@ -48,6 +56,10 @@ def test_kubernetes_stamps_both_version_packages(minor: str) -> None:
         assert stamp[f"{package}.gitMinor"] == minor.removeprefix("1.")
         assert stamp[f"{package}.gitTreeState"] == "clean"
     assert program_names(module) == ("kubeadm", "kubectl", "kubelet")
+
+
+def test_a_program_is_called_as_go_calls_it() -> None:
+    assert program_names(load_module(resources.folder("components"), "etcd")) == ("server",)  # of .../server/v3
 
 
 def test_no_local_replacement_is_left() -> None:
