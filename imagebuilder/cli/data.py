@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from imagebuilder.cli.data_deliver import deliver
+from imagebuilder.cli.data_fits import Fits, fits_data, other_way, render_fits
 from imagebuilder.cli.output import json_option, print_json, size, table
 
 if TYPE_CHECKING:
@@ -17,10 +19,9 @@ if TYPE_CHECKING:
     from imagebuilder.datapackage.create import Created
     from imagebuilder.datapackage.format import Package
     from imagebuilder.datapackage.signing import Pointer
-    from imagebuilder.datapackage.sizes import Fit
 
 SHORT = 12  # digits of a checksum that are shown
-POINTER_HINT = "--pointer-url https://.../{node}.ibdata makes signed pointers to them"
+POINTER_URL = "--pointer-url https://.../{node}.ibdata"
 
 pki_option = click.option(
     "--pki", type=click.Path(path_type=Path, file_okay=False), default=Path("pki"), show_default=True, metavar="DIR",
@@ -30,7 +31,10 @@ pki_option = click.option(
 
 @click.group("data")
 def command() -> None:
-    """Make, show and check data packages: what makes an image into one node."""
+    """Make, show, check and deliver data packages: what makes an image into one node."""
+
+
+command.add_command(deliver)
 
 
 @command.command("create")
@@ -46,12 +50,13 @@ def command() -> None:
 @click.option("--node", "nodes", multiple=True, metavar="NAME", help="Only this node; may be repeated.")
 @click.option("--generation", type=click.IntRange(min=1), metavar="N", help="State it, in place of the next one.")
 @click.option(
-    "--transport", default="", metavar="NAME", help="Fail where a package does not fit it, and has no pointer."
-)
+    "--target", default="", metavar="NAME",
+    help="Fail where a package does not fit the preferred way to it, and has no pointer.",
+)  # fmt: skip
 @click.option("--pointer-url", default="", metavar="URL", help="Make signed pointers to packages at this address.")
 @json_option
 def create(
-    file: Path, pki: Path, output: Path, nodes: tuple[str, ...], generation: int | None, transport: str,
+    file: Path, pki: Path, output: Path, nodes: tuple[str, ...], generation: int | None, target: str,
     pointer_url: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Make one package per node from cluster.toml.
@@ -63,10 +68,10 @@ def create(
     from imagebuilder.datapackage.create import Wanted
     from imagebuilder.datapackage.create import create as make
     from imagebuilder.datapackage.crosswise import load_cluster
-    from imagebuilder.datapackage.sizes import fit
+    from imagebuilder.datapackage.deliver.transports import ways
 
-    if transport:
-        fit(0, transport)  # an unknown one is refused before anything is made
+    if target:
+        ways(target)  # an unknown one is refused before anything is made
     wanted = Wanted(now=datetime.now(UTC), nodes=nodes, generation=generation, pointer_url=pointer_url)
     made = make(load_cluster(file), pki, output, wanted)
     if as_json:
@@ -74,38 +79,44 @@ def create(
             print_json({"kind": "result"} | created_data(one))
     else:
         click.echo(render_created(made, output))
-    if transport and not pointer_url:
-        require_fit(made, transport)
+    if target and not pointer_url:
+        require_fit(made, target)
 
 
 @command.command("inspect")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @json_option
 def inspect(file: Path, as_json: bool) -> None:
-    """Show what a package, or a pointer to one, says; never what is in its files.
+    """Show what a package says, and its size for each target.
 
-    Its signature is not checked: see verify.
+    FILE is a package, or a pointer to one. What is in its files is never shown, and its signature not checked: see
+    verify.
     """
-    data = read_package(file)
-    if is_pointer(data):
-        from imagebuilder.datapackage.signing import parse_pointer
-
-        pointer = parse_pointer(data)
-        if as_json:
-            print_json(pointer.model_dump(mode="json", by_alias=True))
-        else:
-            click.echo(render_pointer(pointer))
-        return
     from imagebuilder.content import sha256_bytes
-    from imagebuilder.datapackage.format import unpack
-    from imagebuilder.datapackage.sizes import fits
+    from imagebuilder.datapackage.deliver.encodings import Payload
+    from imagebuilder.datapackage.deliver.fits import fits
+    from imagebuilder.datapackage.format import naming, unpack
+    from imagebuilder.datapackage.signing import POINTER_SUFFIX, parse_pointer
 
-    package, found = unpack(data), fits(len(data))
-    if as_json:
-        facts = {"size": len(data), "sha256": sha256_bytes(data), "transports": [fit_data(one) for one in found]}
-        print_json(facts | {"manifest": package.manifest.as_data()})
+    data = read_package(file)
+    digest = sha256_bytes(data)
+    said: dict[str, Any]
+    if is_pointer(data):
+        with naming(file):
+            pointer = parse_pointer(data)
+        name, text = file.name.removesuffix(POINTER_SUFFIX), render_pointer(pointer)
+        said = {"pointer": pointer.model_dump(mode="json", by_alias=True)}
     else:
-        click.echo(render_package(package, len(data), sha256_bytes(data), found))
+        with naming(file):
+            package = unpack(data)
+        name, text = package.manifest.node, render_package(package, len(data), digest)
+        said = {"manifest": package.manifest.as_data()}
+    found = fits(Payload(data=data, name=name))
+    if as_json:
+        facts = {"kind": "result", "file": str(file), "size": len(data), "sha256": digest}
+        print_json(facts | said | {"targets": fits_data(found)})
+    else:
+        click.echo(f"{text}\n\n{render_fits(found)}")
 
 
 @command.command("verify")
@@ -121,24 +132,32 @@ def inspect(file: Path, as_json: bool) -> None:
 @pki_option
 @json_option
 def verify(file: Path, image: Path | None, key: Path | None, pki: Path, as_json: bool) -> None:
-    """Check a package as a node would: signature, digests, time, and whether an image can take it."""
+    """Check a package, or a pointer to one, as a node would.
+
+    That is its signature, digests and time; with --image, also whether that image can take it.
+    """
     from datetime import UTC, datetime
 
     from imagebuilder.datapackage.checks import image_facts, pointer_checks, run_checks
-    from imagebuilder.datapackage.format import unpack
+    from imagebuilder.datapackage.format import naming, unpack
     from imagebuilder.datapackage.signing import PUBLIC_FILE, load_public_key
     from imagebuilder.errors import CheckFailedError
 
     trusted, data = load_public_key(key or pki / PUBLIC_FILE), read_package(file)
     facts = image_facts(image) if image else None
-    checks = pointer_checks(data, trusted) if is_pointer(data) else run_checks(
-        unpack(data), trusted, datetime.now(UTC), facts
-    )  # fmt: skip
+    with naming(file):
+        checks = (
+            pointer_checks(data, trusted)
+            if is_pointer(data)
+            else run_checks(unpack(data), trusted, datetime.now(UTC), facts)
+        )
     if as_json:
         print_json({"kind": "result", "file": str(file), "checks": [dataclasses.asdict(check) for check in checks]})
     else:
         click.echo(render_checks(checks))
     failed = [check for check in checks if check.code]
+    if not failed and not as_json:
+        click.echo(f"next: imagebuilder data deliver {file} --target NAME")
     if failed:
         lines = [f"{check.code}: {check.text}" for check in failed]
         raise CheckFailedError(f"{file} would be refused", context="\n".join(lines), hint="docs/data-package.md, Codes")
@@ -165,32 +184,38 @@ def is_pointer(data: bytes) -> bool:
     return data.startswith(b"{")
 
 
-def require_fit(made: Sequence[Created], transport: str) -> None:
-    """Refuse packages that a transport has no room for.
+def require_fit(made: Sequence[Created], target: str) -> None:
+    """Refuse packages that the preferred way to a target has no room for.
 
     Raises:
         PackageError: E_SIZE, one does not fit.
     """
-    from imagebuilder.datapackage.sizes import fit
     from imagebuilder.errors import PackageError
 
-    found = [(one.node, fit(one.size, transport)) for one in made]
-    lines = [f"{node}: {it.size} bytes, {it.title} takes {it.limit}" for node, it in found if not it.fits]
+    found = [(one.node, created_fits(one, target)[target]) for one in made]
+    title = found[0][1][0].way.title
+    lines = []
+    for node, ways in found:
+        if not ways[0].fits:
+            other = other_way(ways)
+            lines.append(f"{node}: {ways[0].why}" + (f"; data deliver can make it fit as {other}" if other else ""))
     if lines:
-        raise PackageError("E_SIZE", f"{transport} has no room", context="\n".join(lines), hint=POINTER_HINT)
+        hint = f"imagebuilder data create --target {target} {POINTER_URL}, then deliver the pointers"
+        raise PackageError("E_SIZE", f"{target} has no room ({title})", context="\n".join(lines), hint=hint)
+
+
+def created_fits(one: Created, *targets: str) -> Fits:
+    """Return what a package is for these targets, or for all."""
+    from imagebuilder.datapackage.deliver.encodings import Payload
+    from imagebuilder.datapackage.deliver.fits import fits
+
+    return fits(Payload(data=one.path.read_bytes(), name=one.node), targets)
 
 
 def created_data(one: Created) -> dict[str, Any]:
     """Return what was made of one node as plain data."""
-    from imagebuilder.datapackage.sizes import fits
-
     paths = {"path": str(one.path), "pointer": str(one.pointer) if one.pointer else None}
-    return dataclasses.asdict(one) | paths | {"transports": [fit_data(found) for found in fits(one.size)]}
-
-
-def fit_data(found: Fit) -> dict[str, Any]:
-    """Return a size on a transport as plain data."""
-    return dataclasses.asdict(found) | {"left": found.left, "fits": found.fits}
+    return dataclasses.asdict(one) | paths | {"targets": fits_data(created_fits(one))}
 
 
 def render_created(made: Sequence[Created], output: Path) -> str:
@@ -201,17 +226,19 @@ def render_created(made: Sequence[Created], output: Path) -> str:
         for one in made
     ]  # fmt: skip
     lines = [table(rows, ("node", "generation", "", "size", "valid until", "file"))]
-    largest = max(made, key=lambda one: one.size)
-    lines += ["", f"{'The largest' if len(made) > 1 else 'It'}, as each transport carries it:", _sizes(largest.size)]
+    largest = max(made, key=lambda one: one.size)  # in every form, too
+    found = created_fits(largest)
+    heading = f"The largest, {largest.node}," if len(made) > 1 else "It"
+    lines += ["", f"{heading} for each target, after encoding:", render_fits(found), ""]
     lines += [f"pointer: {one.pointer}" for one in made if one.pointer]
-    if any(not one.fits for one in _fits(largest.size)) and not largest.pointer:
-        lines.append(f"where it does not fit: {POINTER_HINT}")
+    if not all(ways[0].fits for ways in found.values()):
+        lines.append(f"where it does not fit: {'deliver the pointer' if largest.pointer else POINTER_URL}")
     addons = output / "addons"
     lines += [f"for the cluster: kubectl apply -f {addons}"] if addons.is_dir() else []
     return "\n".join([*lines, f"next: imagebuilder data verify {made[0].path} --image out/<build identifier>"])
 
 
-def render_package(package: Package, count: int, digest: str, found: Sequence[Fit]) -> str:
+def render_package(package: Package, count: int, digest: str) -> str:
     """Return what a package says, for people."""
     manifest = package.manifest
     settings = manifest.settings
@@ -228,7 +255,7 @@ def render_package(package: Package, count: int, digest: str, found: Sequence[Fi
     ]
     files = [(file.path, file.mode, size(file.size), file.sha256[:SHORT]) for file in manifest.files]
     listed = table(files, ("file", "mode", "size", "sha256"))
-    return "\n".join([table(facts), "", listed, "", table([_fit_row(one) for one in found], FIT_HEADINGS)])
+    return f"{table(facts)}\n\n{listed}"
 
 
 def render_pointer(pointer: Pointer) -> str:
@@ -242,24 +269,6 @@ def render_pointer(pointer: Pointer) -> str:
 def render_checks(checks: Sequence[Check]) -> str:
     """Return the table of checks."""
     return table([(check.name, check.code or "ok", check.text) for check in checks])
-
-
-FIT_HEADINGS = ("transport", "what it is", "encoded", "limit", "left")
-
-
-def _fits(count: int) -> list[Fit]:
-    from imagebuilder.datapackage.sizes import fits
-
-    return fits(count)
-
-
-def _sizes(count: int) -> str:
-    return table([_fit_row(one) for one in _fits(count)], FIT_HEADINGS)
-
-
-def _fit_row(one: Fit) -> tuple[str, ...]:
-    left = "" if one.left is None else size(one.left) if one.fits else f"too large by {size(-one.left)}"
-    return one.name, one.title, size(one.size), size(one.limit) if one.limit else "none", left
 
 
 def _pairs(said: dict[str, Any]) -> str:

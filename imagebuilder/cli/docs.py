@@ -45,9 +45,9 @@ here: `imagebuilder pki import` takes the answer.
 TRANSPORTS_HEAD = """\
 # How a data package reaches a machine
 
-`imagebuilder data deliver FILE --target TARGET --output DIR` writes the files for a target, and a README with the
-commands that use them. FILE is a data package or, where one is too large, a signed pointer document to it: its
-address, size and sha256. This page is made by `imagebuilder docs transports`.
+`imagebuilder data deliver FILE --target NAME` writes the files for a target, and a README with the commands that use
+them. FILE is a data package or, where one is too large, a signed pointer document to it: its address, size and
+sha256, as `imagebuilder data create --pointer-url URL` writes it. This page is made by `imagebuilder docs transports`.
 
 ## What the node looks at, in this order
 Local sources need no network. The agent reads all of them, and then takes the valid package of the highest
@@ -87,6 +87,9 @@ text beside cloud-init's own parts. cloud-init passes over that part with a warn
 anything of ours is left alone.
 
 ## What there is for each target
+The preferred way comes first: it is what `data create` and `data inspect` show, and what `data create --target NAME`
+asks for. Limits are of the bytes after encoding. Where no limit is given, none matters: a package has 1 MiB at most.
+
 """
 
 

@@ -23,7 +23,7 @@ VERBS: Mapping[str, str] = {
     "doctor": "Check what this host has for baking and booting.",
     "cache": "Show or empty the cache.",
     "pki": "Make and renew the certificates of a cluster.",
-    "data": "Make, show and check data packages: what makes an image into one node.",
+    "data": "Make, show, check and deliver data packages: what makes an image into one node.",
     "box": "Keep a catalog of Vagrant boxes.",
     "schema": "Print the JSON Schema of a file that people write.",
 }

@@ -29,12 +29,20 @@ from imagebuilder.datapackage.manifest import (
 )
 from imagebuilder.datapackage.pkifiles import Pki
 from imagebuilder.datapackage.render import File, render
-from imagebuilder.datapackage.signing import KEY_FILE, PrivateKey, key_id, load_private_key, make_pointer, sign, verify
+from imagebuilder.datapackage.signing import (
+    KEY_FILE,
+    POINTER_SUFFIX,
+    PrivateKey,
+    key_id,
+    load_private_key,
+    make_pointer,
+    sign,
+    verify,
+)
 from imagebuilder.errors import DataError, PackageError, UsageError
 from imagebuilder.strict import did_you_mean
 
 STATE, LOCK, ADDONS = "generations.json", ".lock", "addons"
-POINTER_SUFFIX = ".pointer.json"
 SKEW = timedelta(minutes=5)  # a node whose clock is a little slow takes a package that was made just now
 SECRET = 0o600  # a package holds keys
 
@@ -161,6 +169,8 @@ def _chosen(cluster: Cluster, wanted: Wanted) -> list[Node]:
         if name not in names:
             raise UsageError(f'the cluster has no node "{name}"{did_you_mean(name, names)}')
     nodes = [node for node in cluster.nodes if not wanted.nodes or node.name in wanted.nodes]
+    if wanted.pointer_url and not wanted.pointer_url.startswith(("http://", "https://")):
+        raise UsageError(f'"{wanted.pointer_url}" is not an address', hint="--pointer-url http(s)://...")
     if wanted.pointer_url and len(nodes) > 1 and "{node}" not in wanted.pointer_url:
         hint = "--pointer-url https://files.example/{node}.ibdata"
         raise UsageError("each node's package has an address of its own", hint=hint)

@@ -7,12 +7,14 @@ Interchange Format". Specified in ``docs/data-package.md``. Nothing here reads o
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from imagebuilder import gzips
 from imagebuilder.datapackage.manifest import MAX_MANIFEST, Manifest, check_paths, parse_manifest
@@ -46,6 +48,16 @@ class Package:
     manifest_bytes: bytes
     signature: bytes
     files: Mapping[str, bytes]
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put a file's name in front of what is said against its content."""
+    try:
+        yield
+    except PackageError as error:
+        said = f"{path}: {error.message.removeprefix(f'{error.code}: ')}"
+        raise PackageError(error.code, said, context=error.context, hint=error.hint) from error
 
 
 def pack(manifest: Manifest, files: Mapping[str, bytes], signature: bytes) -> bytes:

@@ -23,6 +23,7 @@ from imagebuilder.strict import Strict
 
 KEY_FILE = "package-signing.key"
 PUBLIC_FILE = "package-signing.pub"
+POINTER_SUFFIX = ".pointer.json"  # behind the node's name
 MAX_KEY_FILE = 16 << 10  # bytes; a P-256 key in PEM has 241
 MAX_POINTER = 8 << 10  # bytes
 KEY_ID_DIGITS = 32

@@ -18,7 +18,7 @@ from node_standins import Node
 
 from imagebuilder.agent import agent
 from imagebuilder.cli.data_deliver import deliver as command
-from imagebuilder.datapackage.deliver.delivery import Payload, Written, deliver, read_payload
+from imagebuilder.datapackage.deliver.delivery import Payload, Written, deliver
 from imagebuilder.datapackage.deliver.iso9660 import iso9660
 from imagebuilder.datapackage.deliver.mesos import Parts
 from imagebuilder.datapackage.deliver.transports import targets, ways
@@ -26,6 +26,7 @@ from imagebuilder.process import RealRunner
 
 pytestmark = pytest.mark.integration
 
+VECTORS = Path(__file__).parents[1] / "vectors/data-package"
 PACKAGE = b"\x1f\x8b" + os.urandom(3000)
 META_DATA = b"instance-id: i-1\n"
 
@@ -130,7 +131,7 @@ PAYLOAD = Payload(data=PACKAGE, name="node-1", url="http://pxe.example/node-1.ib
 
 
 def one(written: tuple[Written, ...], form: str) -> Path:
-    return next(found.path for found in written if found.way.form == form)
+    return next(found.path for found in written if found.fit.way.form == form)
 
 
 def found_by(node: Node, scope: str) -> list[agent.Candidate]:
@@ -286,7 +287,7 @@ AGENT = """
 import sys, tarfile, pathlib
 assert sys.argv[1] == "--root" and sys.argv[3:5] == ["apply", "--no-restart"], sys.argv
 root, package = pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[5])
-assert (root / "etc/imagebuilder/trust.d/0.pem").read_text() == "a public key"
+assert (root / "etc/imagebuilder/trust.d/0.pem").read_text() == {key}
 facts = (root / "usr/lib/imagebuilder/image.json").read_text()
 assert '"kubelet":"1.35.8"' in facts and '"arch":"amd64"' in facts
 if package.read_bytes()[2:3] == b"!":
@@ -305,10 +306,10 @@ WORKER = {
 
 def bundle(folder: Path, files: dict[str, str], data: bytes = PACKAGE) -> Path:
     (folder / "kubelet").write_bytes(ELF)
-    (folder / "agent.py").write_text(AGENT.replace("{files}", repr(files)))
-    (folder / "key.pem").write_text("a public key")
+    agent = AGENT.replace("{files}", repr(files)).replace("{key}", repr((VECTORS / "signing.pub").read_text()))
+    (folder / "agent.py").write_text(agent)
     parts = Parts(
-        kubelet=folder / "kubelet", version="1.35.8", trust=(folder / "key.pem",), url="https://files.example/n",
+        kubelet=folder / "kubelet", version="1.35.8", trust=(VECTORS / "signing.pub",), url="https://files.example/n",
         agent=folder / "agent.py",
     )  # fmt: skip
     deliver(Payload(data=data, name="node-1"), "mesos", folder / "out", mesos=parts)
@@ -390,7 +391,7 @@ def test_bundles_are_the_same_bytes_and_hold_no_secret(tmp_path: Path) -> None:
 
 
 def test_the_command_asks_kubelet_for_its_version(tmp_path: Path) -> None:
-    (tmp_path / "node-1.ibdata").write_bytes(PACKAGE)
+    (tmp_path / "node-1.ibdata").write_bytes((VECTORS / "good-standalone.ibdata").read_bytes())
     (tmp_path / "kubelet").write_text("#!/bin/sh\necho Kubernetes v1.35.8\n")
     (tmp_path / "kubelet").chmod(0o755)
     (tmp_path / "key.pem").write_text("key")
@@ -402,4 +403,3 @@ def test_the_command_asks_kubelet_for_its_version(tmp_path: Path) -> None:
     assert "not a Linux program" in str(result.exception)  # it is a script: the version was no hindrance
     (tmp_path / "kubelet").write_text("#!/bin/sh\necho no version\n")
     assert "for a version" in str(CliRunner().invoke(command, words).exception)
-    assert read_payload(tmp_path / "node-1.ibdata").name == "node-1"

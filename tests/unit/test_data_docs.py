@@ -9,7 +9,6 @@ from pydantic import BaseModel
 
 from imagebuilder.datapackage import cluster, manifest, signing
 from imagebuilder.datapackage.format import MAX_ENTRIES, MAX_PACKED, MAX_SIGNATURE, MAX_UNPACKED
-from imagebuilder.datapackage.sizes import load_transports
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/data-package.md").read_text()
 TABLES = {
@@ -22,13 +21,6 @@ TABLES = {
 def test_every_key_of_the_cluster_file(prefix: str, model: type[BaseModel]) -> None:
     rows = [f"| `{prefix}{name}` | {field.description} |" for name, field in model.model_fields.items()]
     assert [row for row in rows if row not in PAGE] == []
-
-
-@pytest.mark.parametrize("name", load_transports())
-def test_every_transport(name: str) -> None:
-    one = load_transports()[name]
-    takes = f"{one.limit:,} bytes" if one.limit else "any package"
-    assert f"| `{name}`: {one.title} | {one.encoding} | {takes}" in PAGE
 
 
 def test_caps() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from email import message_from_bytes
 from pathlib import Path
 
@@ -14,13 +17,18 @@ from click.testing import CliRunner
 from imagebuilder.cli import docs
 from imagebuilder.cli.data_deliver import deliver as command
 from imagebuilder.datapackage.deliver import encodings
-from imagebuilder.datapackage.deliver.delivery import NAME, URL, Payload, deliver, fits, read_payload
+from imagebuilder.datapackage.deliver.delivery import NAME, URL, Payload, deliver, read_payload
+from imagebuilder.datapackage.deliver.fits import fits
 from imagebuilder.datapackage.deliver.iso9660 import iso9660
 from imagebuilder.datapackage.deliver.mesos import Parts, write_mesos
 from imagebuilder.datapackage.deliver.transports import targets, ways
-from imagebuilder.errors import ArtifactError, UsageError
+from imagebuilder.datapackage.format import unpack
+from imagebuilder.errors import ArtifactError, DataError, PackageError, UsageError
 from imagebuilder.targets import target_names
 
+VECTORS = Path(__file__).parents[1] / "vectors" / "data-package"
+PACKAGE, POINTER = VECTORS / "good-standalone.ibdata", VECTORS / "pointer-good.json"
+NODE = unpack(PACKAGE.read_bytes()).manifest.node
 SMALL = Payload(data=b"\x1f\x8b" + b"x" * 100, name="node-1", url="https://a.example/node-1.ibdata")
 
 
@@ -44,7 +52,7 @@ def test_commands_name_files_that_are_there(tmp_path: Path, target: str) -> None
     readme = (tmp_path / "out/README.md").read_text()
     for written in done.written:
         assert written.path.is_file()
-        assert str(written.path) in written.command + written.note or written.way.form == "kernel-line"
+        assert str(written.path) in written.command + written.note or written.fit.way.form == "kernel-line"
         assert all(line.strip() in readme for line in written.command.splitlines())
         assert "{" not in written.command or target == "kubevirt"
         assert SMALL.data.hex() not in readme and encodings.one_line(SMALL).decode() not in readme
@@ -63,18 +71,44 @@ def test_commands_name_files_that_are_there(tmp_path: Path, target: str) -> None
 )
 def test_limits_are_those_after_encoding(tmp_path: Path, target: str, form: str, most: int) -> None:
     fitting = deliver(payload(most), target, tmp_path / "a").written
-    (written,) = [one for one in fitting if one.way.form == form]
-    assert written.left is not None and 0 <= written.left <= 3
+    (written,) = [one for one in fitting if one.fit.way.form == form]
+    assert written.fit.left is not None and 0 <= written.fit.left <= 3
     larger = payload(most + 1)
-    (way,) = [way for way in ways(target) if way.form == form]
-    counted = {one.form: size for one, size in fits(larger)[target]}[form]
-    assert counted > way.limit
+    (fit,) = [fit for fit in fits(larger)[target] if fit.way.form == form]
+    assert not fit.fits and fit.left is not None and fit.left < 0
     if len(ways(target)) == 1:
-        with pytest.raises(UsageError, match="does not fit") as caught:
+        with pytest.raises(PackageError, match="E_SIZE: the package does not fit") as caught:
             deliver(larger, target, tmp_path / "b")
-        assert f"{counted:,} bytes after encoding, and {way.limit:,} are allowed" in caught.value.context
-        assert "pointer" in caught.value.hint
+        assert f"{fit.size:,} bytes after encoding, and {fit.way.limit:,} are allowed" in caught.value.context
         assert not (tmp_path / "b").exists()
+
+
+def test_what_is_told_is_what_is_written(tmp_path: Path) -> None:
+    told = fits(SMALL)
+    assert set(told) == set(targets())
+    for target in set(targets()) - {"mesos"}:
+        done = deliver(SMALL, target, tmp_path / target)
+        assert tuple(one.fit for one in done.written) == told[target]
+        for one in done.written:
+            size = one.path.stat().st_size
+            assert one.fit.size == (size if one.fit.way.measured == "file" else len(base64.b64encode(bytes(size))))
+
+
+def test_a_form_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def counting(form: str) -> Callable[[Payload], bytes]:
+        def encode(payload: Payload) -> bytes:
+            made.append(form)
+            return encodings.FORMS[form][1](payload)
+
+        return encode
+
+    forms = {form: (name, counting(form)) for form, (name, _) in encodings.FORMS.items()}
+    monkeypatch.setattr("imagebuilder.datapackage.deliver.fits.FORMS", forms)
+    assert len(fits(SMALL)) == len(targets()) and sorted(made) == sorted(encodings.FORMS)
+    made.clear()
+    assert list(fits(payload(100), ["raw"])) == ["raw"] and made == ["cidata"], "no kernel line without an address"
 
 
 def test_openstack_counts_the_base64_of_the_mime_text() -> None:
@@ -91,7 +125,7 @@ def test_what_does_not_fit_is_left_out_and_said(tmp_path: Path) -> None:
     deliver(SMALL, "aws", tmp_path)
     assert (tmp_path / "user-data.txt").exists()
     done = deliver(payload(15_000), "aws", tmp_path)
-    assert [one.way.form for one in done.written] == ["raw"]
+    assert [one.fit.way.form for one in done.written] == ["raw"]
     assert [one.way.form for one in done.left_out] == ["mime"]
     assert not (tmp_path / "user-data.txt").exists(), "of the delivery before"
     assert "## Not possible" in (tmp_path / "README.md").read_text()
@@ -151,25 +185,48 @@ def test_addresses_that_no_kernel_line_can_have(url: str) -> None:
 
 
 def test_what_is_no_package_is_refused(tmp_path: Path) -> None:
-    for name, data in (("a.ibdata", b"PK\x03\x04"), ("b.ibdata", b""), ("c.ibdata", b"\x1f\x8b" + bytes(1 << 20))):
+    bad = {
+        "a.ibdata": b"PK\x03\x04",
+        "b.ibdata": b"",
+        "c.ibdata": b"\x1f\x8b" + bytes(1 << 20),
+        "d.pointer.json": b"{}",
+    }
+    bad["e.ibdata"] = PACKAGE.read_bytes()[:-1]
+    for name, data in bad.items():
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(ArtifactError):
+        with pytest.raises(PackageError, match=name):
             read_payload(tmp_path / name)
     with pytest.raises(ArtifactError, match="cannot be read"):
         read_payload(tmp_path / "none.ibdata")
-    (tmp_path / "A B.ibdata").write_bytes(SMALL.data)
-    with pytest.raises(UsageError, match="machine's name"):
-        read_payload(tmp_path / "A B.ibdata")
-    (tmp_path / "pointer.json").write_bytes(b"{}")
-    assert read_payload(tmp_path / "pointer.json", "https://a/{mac}").data == b"{}"
+
+
+def test_a_payload_knows_its_machine(tmp_path: Path) -> None:
+    other = tmp_path / "Any Name"
+    other.write_bytes(PACKAGE.read_bytes())
+    assert read_payload(other, "https://a/{node}/{mac}") == Payload(
+        data=PACKAGE.read_bytes(), name=NODE, url=f"https://a/{NODE}/{{mac}}"
+    )
     with pytest.raises(UsageError, match="kernel line"):
-        read_payload(tmp_path / "pointer.json", "ftp://a")
+        read_payload(other, "ftp://a")
+    pointer = tmp_path / "node-9.pointer.json"
+    pointer.write_bytes(POINTER.read_bytes())
+    assert read_payload(pointer).name == "node-9"
+    with pytest.raises(UsageError, match='"A B" cannot be'):
+        read_payload(pointer.rename(tmp_path / "A B.pointer.json"))
 
 
 def test_a_folder_that_a_command_would_have_to_quote(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="quote"):
         deliver(SMALL, "qemu", tmp_path / "a b")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_readme_of_somebody_else_stays(tmp_path: Path) -> None:
+    for name in ("README.md", "user-data.txt"):
+        (tmp_path / name).write_text("mine\n")
+    with pytest.raises(UsageError, match="would be replaced"):
+        deliver(SMALL, "aws", tmp_path)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine\n"] * 2
 
 
 def test_a_bundle_needs_its_parts(tmp_path: Path) -> None:
@@ -180,13 +237,16 @@ def test_a_bundle_needs_its_parts(tmp_path: Path) -> None:
     (tmp_path / "kubelet").write_bytes(b"\x7fELF\x02\x01" + bytes(10) + b"\x02\x00\xb7\x00")
     with pytest.raises(UsageError, match="accepts no package"):
         write_mesos(tmp_path / "out", "n", b"", parts)
+    private = dataclasses.replace(parts, trust=(VECTORS / "signing.key",))
+    with pytest.raises(DataError, match="not a public key"):
+        write_mesos(tmp_path / "out", "n", b"", private)
     with pytest.raises(UsageError, match="needs --kubelet"):
         deliver(SMALL, "mesos", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_the_command_prints_what_to_type(tmp_path: Path) -> None:
-    (tmp_path / "node-1.ibdata").write_bytes(SMALL.data)
+    (tmp_path / "node-1.ibdata").write_bytes(PACKAGE.read_bytes())
     words = [f"{tmp_path}/node-1.ibdata", "--target", "gce", "--output", f"{tmp_path}/out"]
     result = CliRunner().invoke(command, words, catch_exceptions=False)
     assert f"--metadata-from-file imagebuilder-data={tmp_path}/out/data.b64" in result.output
@@ -196,9 +256,13 @@ def test_the_command_prints_what_to_type(tmp_path: Path) -> None:
 
 
 def test_the_command_says_what_mesos_needs(tmp_path: Path) -> None:
-    (tmp_path / "node-1.ibdata").write_bytes(SMALL.data)
+    (tmp_path / "node-1.ibdata").write_bytes(PACKAGE.read_bytes())
     words = [f"{tmp_path}/node-1.ibdata", "--target", "mesos", "--output", f"{tmp_path}/out"]
     assert "a kubelet, a trusted key and an address" in str(CliRunner().invoke(command, words).exception)
+    words += ["--kubelet", "k", "--trust", "t", "--bundle-url", "https://a", "--kubelet-version", "1.35"]
+    assert '"1.35" is no version' in str(CliRunner().invoke(command, words).exception)
+    words[2] = "aws"
+    assert "for --target mesos alone" in str(CliRunner().invoke(command, words).exception)
 
 
 def test_the_page_is_what_the_data_says() -> None:

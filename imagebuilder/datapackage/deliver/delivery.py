@@ -10,13 +10,16 @@ from pathlib import Path
 
 from imagebuilder.content import write_atomic
 from imagebuilder.datapackage.deliver.encodings import FORMS, Payload
+from imagebuilder.datapackage.deliver.fits import NO_LINE, Fit
 from imagebuilder.datapackage.deliver.mesos import Parts, write_mesos
-from imagebuilder.datapackage.deliver.transports import Way, targets, ways
-from imagebuilder.errors import ArtifactError, UsageError
+from imagebuilder.datapackage.deliver.transports import Way, ways
+from imagebuilder.datapackage.format import MAX_PACKED, naming, unpack
+from imagebuilder.datapackage.signing import POINTER_SUFFIX, parse_pointer
+from imagebuilder.errors import ArtifactError, PackageError, UsageError
 from imagebuilder.strict import expand
 
-MAX_PACKAGE = 1 << 20  # bytes: the cap of the format
 README = "README.md"
+WARNING = "The files hold the machine's private keys: keep them as you keep keys, and delete them after use."
 SECRET = 0o600  # the package holds private keys, in whatever form
 # A machine's name becomes a part of file names and commands, and of a secret in Kubernetes (RFC 1123).
 NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
@@ -27,18 +30,12 @@ URL = re.compile(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Written:
-    """A way that can be used: its file, what the platform counts of it, the command that uses it, and what to know."""
+    """A way that can be used: its file, the command that uses it, and what to know."""
 
-    way: Way
+    fit: Fit
     path: Path
-    counted: int
     command: str
     note: str
-
-    @property
-    def left(self) -> int | None:
-        """Bytes that the platform would take beyond these; None without a limit."""
-        return self.way.limit - self.counted if self.way.limit else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,31 +57,36 @@ class Delivery:
 
 
 def read_payload(path: Path, url: str = "") -> Payload:
-    """Return a package or pointer document from a file, which is not judged further.
+    """Return a package or pointer document from a file. Whether it is signed well is not looked at: see verify.
 
     Args:
-        path: the file; without its suffix it is named like the machine.
-        url: where the file will be for a kernel line, or an empty string.
+        path: the file. A pointer document is named like its machine; a package says itself whose it is.
+        url: where the file will be for a kernel line, or an empty string; ``{node}`` stands for the machine's name.
 
     Raises:
-        ArtifactError: it is neither, or larger than any package.
+        ArtifactError: it cannot be read.
+        PackageError: it is neither.
         UsageError: its name is not fit for a machine, or the address is none.
     """
     try:
         with path.open("rb") as stream:
-            data = stream.read(MAX_PACKAGE + 1)
+            data = stream.read(MAX_PACKED + 1)
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}", hint="imagebuilder data create") from error
-    if len(data) > MAX_PACKAGE:
-        raise ArtifactError(f"{path} is larger than a data package may be ({MAX_PACKAGE >> 20} MiB)")
-    if not data.startswith((b"\x1f\x8b", b"{")):
-        hint = "name a file that ends in .ibdata"
-        raise ArtifactError(f"{path} is neither a data package nor a pointer document", hint=hint)
-    if not NAME.fullmatch(path.stem):
-        raise UsageError(f'the file is called like the machine, and "{path.stem}" cannot be a machine\'s name')
+    if data.startswith(b"{"):
+        with naming(path):
+            parse_pointer(data)
+        name = path.name.removesuffix(POINTER_SUFFIX)
+        if not NAME.fullmatch(name):
+            hint = f"call it NODE{POINTER_SUFFIX}"
+            raise UsageError(f'a pointer is called like its machine, and "{name}" cannot be one\'s name', hint=hint)
+    else:
+        with naming(path):
+            name = unpack(data).manifest.node
+    url = url.replace("{node}", name)
     if url and not URL.fullmatch(url):
         raise UsageError(f'"{url}" is not an address for a kernel line', hint="--pointer-url http(s)://...")
-    return Payload(data=data, name=path.stem, url=url)
+    return Payload(data=data, name=name, url=url)
 
 
 def deliver(payload: Payload, target: str, folder: Path, *, mesos: Parts | None = None) -> Delivery:
@@ -97,80 +99,71 @@ def deliver(payload: Payload, target: str, folder: Path, *, mesos: Parts | None 
         mesos: what goes into the bundle of target ``mesos``.
 
     Raises:
-        UsageError: an unknown target, no way that can be used, or something is missing for it.
+        PackageError: E_SIZE, no way to the target has room.
+        UsageError: an unknown target, or something is missing for it.
     """
     places = {"folder": str(folder.absolute()), "name": payload.name}
     if shlex.quote(places["folder"]) != places["folder"]:
         raise UsageError(f'"{folder}" has characters that a command would have to quote', hint="--output DIR")
+    _require_own(folder)
     for name in (*(name for name, _ in FORMS.values()), README):  # of an earlier delivery: what stays would mislead
         (folder / name).unlink(missing_ok=True)
     written, left_out = [], []
     for way in ways(target):
-        why, data = _encoded(way, payload)
-        if why:
-            left_out.append(LeftOut(way=way, why=why))
+        if way.form == "kernel-line" and not payload.url:
+            left_out.append(LeftOut(way=way, why=NO_LINE))
         elif way.form == "mesos":
             if mesos is None:
                 raise UsageError("a bundle needs --kubelet, --trust and --bundle-url")
-            paths = write_mesos(folder, payload.name, payload.data, mesos)
-            written.append(_written(way, paths[0], paths[0].stat().st_size, places))
+            path = write_mesos(folder, payload.name, payload.data, mesos)[0]
+            written.append(_written(Fit(way=way, size=path.stat().st_size), path, places))
         else:
-            path = folder / FORMS[way.form][0]
-            write_atomic(path, data, mode=SECRET)
-            written.append(_written(way, path, way.measure(len(data)), places))
+            name, encode = FORMS[way.form]
+            data = encode(payload)
+            fit = Fit(way=way, size=way.measure(len(data)))
+            if fit.fits:
+                write_atomic(folder / name, data, mode=SECRET)
+                written.append(_written(fit, folder / name, places))
+            else:
+                left_out.append(LeftOut(way=way, why=fit.why))
     if not written:
-        raise _nothing(target, left_out)
+        raise _nothing(target, payload.name, left_out)
     delivery = Delivery(target=target, folder=folder, written=tuple(written), left_out=tuple(left_out))
     write_atomic(folder / README, readme(delivery, payload.name))
     return delivery
 
 
-def fits(payload: Payload) -> Mapping[str, tuple[tuple[Way, int], ...]]:
-    """Return, for every target, its ways and what the platform would count of this payload."""
-    return {
-        target: tuple((way, way.measure(len(FORMS[way.form][1](payload)))) for way in ways(target) if way.form in FORMS)
-        for target in targets()
-    }
+def _require_own(folder: Path) -> None:
+    """Refuse a folder whose README somebody else wrote: it would be replaced, and what else is there with it."""
+    readme_file = folder / README
+    if readme_file.is_file() and WARNING not in readme_file.read_text(errors="replace"):
+        hint = "--output DIR, a folder for this delivery alone"
+        raise UsageError(f"{readme_file} is not of a delivery, and would be replaced", hint=hint)
 
 
-def _encoded(way: Way, payload: Payload) -> tuple[str, bytes]:
-    """Return why a way cannot be used, or the bytes of its file."""
-    if way.form == "mesos":
-        return "", b""
-    if way.form == "kernel-line" and not payload.url:
-        return "the address of the file is not known: --pointer-url URL", b""
-    data = FORMS[way.form][1](payload)
-    counted = way.measure(len(data))
-    if way.limit and counted > way.limit:
-        return f"{counted:,} bytes after encoding, and {way.limit:,} are allowed", b""
-    return "", data
-
-
-def _nothing(target: str, left_out: list[LeftOut]) -> UsageError:
+def _nothing(target: str, name: str, left_out: list[LeftOut]) -> PackageError:
     lines = "\n".join(f"{one.way.title}: {one.why}" for one in left_out)
-    return UsageError(
-        f"the package does not fit any way to {target}", context=lines,
-        hint="serve the file from a web server, and deliver a signed pointer document to it instead of the file",
-    )  # fmt: skip
+    hint = f"imagebuilder data create --pointer-url https://.../{{node}}.ibdata, then deliver {name}{POINTER_SUFFIX}"
+    return PackageError("E_SIZE", f"the package does not fit any way to {target}", context=lines, hint=hint)
 
 
-def _written(way: Way, path: Path, counted: int, places: Mapping[str, str]) -> Written:
+def _written(fit: Fit, path: Path, places: Mapping[str, str]) -> Written:
     # Absolute: the commands are for any folder, and Vagrant and QEMU may be started in another one.
     here = {**places, "file": str(path.absolute())}
-    command, note = (expand(text.strip("\n"), here) for text in (way.command, way.note))
-    return Written(way=way, path=path, counted=counted, command=command, note=note)
+    command, note = (expand(text.strip("\n"), here) for text in (fit.way.command, fit.way.note))
+    return Written(fit=fit, path=path, command=command, note=note)
 
 
 def readme(delivery: Delivery, name: str) -> str:
     """Return the README: each way, its command, what is left of its limit, and what could not be used."""
     lines = [f"# {name} on {delivery.target}", ""]
-    lines += ["The files hold the machine's private keys: keep them as you keep keys, and delete them after use.", ""]
+    lines += [WARNING, ""]
     for written in delivery.written:
-        way = written.way
-        lines += [f"## {way.title[0].upper()}{way.title[1:]}", ""]
+        title, left = written.fit.way.title, written.fit.left
+        lines += [f"## {title[0].upper()}{title[1:]}", ""]
         lines += [f"    {line}".rstrip() for line in written.command.splitlines()]
-        left = f", {written.left:,} below the limit" if written.left is not None else ""
-        lines += ["", f"`{written.path.name}`: {written.counted:,} bytes{left}."]
+        room = f", {left:,} below the limit" if left is not None else ""
+        lines += ["", f"`{written.path.name}`: {written.fit.size:,} bytes{room}."]
         lines += [written.note] if written.note else []
         lines += [""]
     if delivery.left_out:

@@ -22,6 +22,7 @@ from typing import IO, Any
 
 from imagebuilder.content import canonical_json, write_atomic, writing
 from imagebuilder.datapackage.deliver.encodings import FILE_NAME
+from imagebuilder.datapackage.signing import load_public_key
 from imagebuilder.errors import UsageError
 from imagebuilder.gzips import Writer
 from imagebuilder.sources.elf import file_arch
@@ -63,7 +64,9 @@ def write_mesos(folder: Path, name: str, package: bytes, parts: Parts) -> tuple[
         parts: what goes into the bundle.
 
     Raises:
-        UsageError: kubelet is not a program for a known architecture, or a file of the parts is missing.
+        UsageError: kubelet is not a program for a known architecture, or the agent is missing.
+        DataError: a key that is to be trusted is not a public one.
+        HostError: it cannot be read.
     """
     arch = _checked(parts)
     with writing(folder / BUNDLE) as stream:
@@ -80,9 +83,10 @@ def _checked(parts: Parts) -> str:
         raise UsageError(f"{parts.kubelet} is not a Linux program for amd64 or arm64", hint="--kubelet FILE")
     if not parts.trust:
         raise UsageError("without a trusted key the agent accepts no package", hint="--trust KEY.pem")
-    missing = next((path for path in (*parts.trust, parts.agent) if not path.is_file()), None)
-    if missing is not None:
-        raise UsageError(f"{missing} is missing", hint="imagebuilder data deliver --help")
+    for path in parts.trust:
+        load_public_key(path)  # the bundle is no secret: with the private one in it, everybody could sign
+    if not parts.agent.is_file():
+        raise UsageError(f"{parts.agent} is missing", hint="imagebuilder data deliver --help")
     return arch
 
 

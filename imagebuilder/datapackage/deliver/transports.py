@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from imagebuilder.errors import UsageError
-from imagebuilder.strict import Strict, did_you_mean, read_toml, validate
+from imagebuilder.strict import Strict, nearest, read_toml, validate
 
 FILE = Path(__file__).with_name("transports.toml")
 Form = Literal["mime", "raw", "base64", "smbios", "cidata", "config-drive", "secret", "kernel-line", "mesos"]
@@ -61,9 +61,9 @@ def ways(target: str) -> tuple[Way, ...]:
     """
     known = _load().target
     if target not in known:
-        raise UsageError(
-            f'no package goes to "{target}"{did_you_mean(target, known)}', hint=f"--target {' | '.join(targets())}"
-        )
+        near = nearest(target, known)
+        meant = f' (did you mean "{near}"?)' if near else ""
+        raise UsageError(f'no package goes to "{target}"{meant}', hint=f"--target {' | '.join(targets())}")
     return known[target]
 
 
