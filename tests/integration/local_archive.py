@@ -53,7 +53,7 @@ class Key:
 
     def close(self) -> None:
         run("gpgconf", "--homedir", self.home, "--kill", "gpg-agent")
-        shutil.rmtree(self.home)
+        shutil.rmtree(self.home, ignore_errors=True)  # its agent removes its sockets meanwhile
 
 
 @dataclass(frozen=True, kw_only=True)
