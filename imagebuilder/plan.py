@@ -181,7 +181,9 @@ def plan(
         disk=DiskPlan(
             format=target.format, extension=target.extension, size=target.size_gib * GIB,
             firmware=tuple(name for name in target.firmware if name in FIRMWARE[profile.arch]),
-            kernel_arguments=(*target.kernel_arguments, *(f"console={name}" for name in target.consoles)),
+            kernel_arguments=(
+                *profile.kernel_arguments, *target.kernel_arguments, *(f"console={name}" for name in target.consoles)
+            ),
         ),
         settings=_settings(profile, target, known.pause, minor), request=request,
     )  # fmt: skip

@@ -206,6 +206,7 @@ class ProfileData(Strict):
         default={}, description="Per kind that has no source image: why, as the end of a sentence."
     )
     subscription: bool = Field(default=False, description="Whether packages need the vendor's subscription.")
+    kernel_arguments: Strings = Field(default=(), description="Kernel arguments, before the target's.")
     masked_generators: Strings = Field(default=(), description="Unit generators that must never run on a node.")
     masked_services: Strings = Field(default=(), description="Services that cost time at boot for nothing.")
     hold: Strings = Field(description="Packages that are never upgraded on a node; those installed are held.")

@@ -92,6 +92,8 @@ def redeploy(guest: RunningGuest) -> None:
     manifest = CLUSTER / "hello.yaml"
     manifest.write_text(manifest.read_text().replace(f"hostPort: {PORT}", f"hostPort: {NEW_PORT}"))
     data = package(CLUSTER / "cluster.toml").read_bytes()
+    in_guest(guest, "true")  # connects
+    print(flush=True)
     with timed(f"the pod answers on its new port, {NEW_PORT}"):
         with timed("the changed manifest is applied on the live node"):
             in_guest(guest, APPLY, stdin=data)
@@ -101,7 +103,8 @@ def redeploy(guest: RunningGuest) -> None:
     with timed("a package that was tampered with is refused"):
         in_guest(guest, f"{APPLY}; test $? -ne 0", stdin=bytes(torn))
     ask(guest, NEW_PORT)
-    print(in_guest(guest, "imagebuilder-agent status").stdout.strip())
+    print("\n# imagebuilder-agent history")
+    print(in_guest(guest, "imagebuilder-agent history").stdout.strip())
 
 
 def demo() -> None:

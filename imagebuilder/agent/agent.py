@@ -16,7 +16,6 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import http.client
 import json
 import os
 import re
@@ -26,7 +25,6 @@ import socket
 import stat
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import urllib.parse
@@ -94,6 +92,7 @@ READERS = (
         r"|/etc/(default|sysconfig)/kubelet|/etc/hostname")),
 )  # fmt: skip
 SERVICES = ("containerd", "docker", "kubelet")  # in the order in which they are restarted
+LIVE, STARTING, UNTOUCHED = "live", "starting", "untouched"  # the services, while a package is applied
 
 SPKI_P256 = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d03010703420004")
 PEM = re.compile(rb"\s*-----BEGIN PUBLIC KEY-----([A-Za-z0-9+/=\s]+)-----END PUBLIC KEY-----\s*")
@@ -1177,6 +1176,13 @@ def systemctl(*words: str, seconds: float = RESTART_SECONDS) -> bool:
     return run(["systemctl"] + list(words), seconds) in (0, None)
 
 
+def restart_early(changes: Sequence[Dict[str, Any]]) -> None:
+    """At boot the runtimes start beside the agent: what read the old files starts once more, before kubelet does."""
+    for name in readers(changes):
+        if name != "kubelet":
+            systemctl("--no-block", "try-restart", name + ".service", seconds=RELOAD_SECONDS)
+
+
 def restart(host: Host, changes: Sequence[Dict[str, Any]]) -> bool:
     """Restart what reads the changed files at its start only; return whether all came up."""
     good = True
@@ -1605,6 +1611,8 @@ def _files(
         SourceError: it cannot be mounted, a file is too large, or it cannot be unmounted.
     """
     base = host.path("/run")
+    import tempfile
+
     folder = tempfile.mkdtemp(prefix="imagebuilder-", dir=base if os.path.isdir(base) else None)  # 0700
     try:
         options = "ro,nosuid,nodev,noexec"
@@ -1845,6 +1853,8 @@ def _http(
         _Again: it failed in a way that may pass.
         SourceError: E_SIZE.
     """
+    import http.client  # half of all that the agent imports; a boot that finds its package on a disk does without
+
     parts = urllib.parse.urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     try:
@@ -1877,7 +1887,7 @@ def _seconds(text: str) -> float:
     return float(text) if re.match(r"[0-9]{1,6}\Z", text) else 0.0  # a date needs a clock that is right
 
 
-def _body(host: SourceHost, response: http.client.HTTPResponse, url: str, deadline: float, limit: int) -> bytes:
+def _body(host: SourceHost, response: Any, url: str, deadline: float, limit: int) -> bytes:
     stated = response.headers.get("Content-Length", "")
     length = int(stated) if stated.isdigit() and not response.chunked else None
     if length is not None and length > limit:
@@ -2069,20 +2079,22 @@ class Agent:
         self.problems.append(problem)
         self.host.say("data package from %s refused: %s: %s" % (problem.origin, problem.code, problem.text))
 
-    def install(self, candidate: Candidate, package: Package, live: bool) -> str:
-        """Bring the node to a package; return the code. ``live``: services run and have to be told."""
+    def install(self, candidate: Candidate, package: Package, services: str) -> str:
+        """Bring the node to a package; return the code. ``services``: one of LIVE, STARTING and UNTOUCHED."""
         state = self.store.state()
         if package.digest == state.get("digest"):
             return self.report(OK, "generation %d is applied already" % package.generation, candidate)
         changes, contents = plan_changes(self.disk, package, state)
-        watched = bool({"containerd", "kubelet"} & set(readers(changes))) or not live or self.host.healthy()
+        watched = bool({"containerd", "kubelet"} & set(readers(changes))) or services != LIVE or self.host.healthy()
         journal = self.journal(candidate, package, state, changes, watched)
         self.store.commit(journal, contents)
         settle(self.host, changes)
         self.host.say("data package generation %d applied" % package.generation)
         self.release(candidate)
         code = self.report(OK, "generation %d is applied" % package.generation, candidate, "applied", log=True)
-        if not live:
+        if services == STARTING:
+            restart_early(changes)
+        if services != LIVE:
             return code
         if not restart(self.host, changes):
             return self.unhealthy("a service did not start")
@@ -2201,14 +2213,14 @@ class Agent:
             self.disk.write_json(LOG, {"events": events[-HISTORY:]})
         return code
 
-    def apply(self, path: str, live: bool) -> str:
+    def apply(self, path: str, services: str) -> str:
         """Apply a file; return the code."""
         self.begin()
         candidate = Candidate("file:" + path, read_file(path))
         chosen = self.choose([candidate], force=True)
         if chosen is None:
             return self.report(self.problems[-1].code, self.problems[-1].text, candidate, "refused", log=True)
-        return self.install(chosen[0], chosen[1], live)
+        return self.install(chosen[0], chosen[1], services)
 
     def start(self, scope: str) -> str:
         """Find a package and apply it, as the services do at boot; return the code."""
@@ -2225,7 +2237,7 @@ class Agent:
             self.disk.write(FOUND, b"", 0o644, own())
         chosen = self.choose(candidates)
         if chosen is not None:
-            return self.install(chosen[0], chosen[1], live=scope == "net")
+            return self.install(chosen[0], chosen[1], LIVE if scope == "net" else STARTING)
         state = self.store.state()
         if state["generation"]:
             return self.report(OK, "generation %d stays" % state["generation"])
@@ -2256,7 +2268,7 @@ class Agent:
 def command(agent: Agent, words: argparse.Namespace) -> str:
     """Do what the command line says; return the code."""
     if words.verb == "apply":
-        return agent.apply(words.file, live=not words.no_restart)
+        return agent.apply(words.file, UNTOUCHED if words.no_restart else LIVE)
     if words.verb == "boot":
         return agent.start(words.scope)
     if words.verb == "rollback":

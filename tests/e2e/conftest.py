@@ -44,10 +44,13 @@ def baked(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Bake:
     done: dict[Any, BakeResult] = {}
     config = load_config(EXAMPLE)
 
-    def get(os_name: str = "debian", *, release: str = "13", target: str = "qemu", plain: bool = False) -> BakeResult:
-        key = (os_name, release, target, plain)
+    def get(
+        os_name: str = "debian", *, release: str = "13", target: str = "qemu", plain: bool = False,
+        trust: tuple[Path, ...] = (), overlays: tuple[Path, ...] = config.overlay,
+    ) -> BakeResult:  # fmt: skip
+        key = (os_name, release, target, plain, trust, overlays)
         if key not in done:
-            site = {} if plain else {"overlays": config.overlay, "images": config.image}
+            site: dict[str, Any] = {} if plain else {"overlays": overlays, "images": config.image, "trust": trust}
             plan = plan_request(BuildRequest(os=os_name, release=release, target=target, **site))
             options = BakeOptions(output=tmp_path_factory.mktemp("out"), cache=cache)
             done[key] = bake(plan, options=options, runner=RealRunner(), progress=Progress())

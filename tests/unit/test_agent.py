@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -124,10 +126,12 @@ def test_only_what_reads_a_file_at_its_start_is_restarted(
     assert [" ".join(call[1:]) for call in calls] == restarts
 
 
-def test_at_boot_nothing_is_restarted_and_kubelet_is_watched_later(node: Node, calls: list[list[str]]) -> None:
+def test_at_boot_only_a_runtime_is_restarted_and_kubelet_is_watched_later(node: Node, calls: list[list[str]]) -> None:
     source = "file://" + node.file(package(settings=SETTINGS))
     assert node.act("boot", "--scope", "local", "--source", source) == "OK"
-    assert calls == [["systemctl", "daemon-reload"]]  # units were read before the drop-ins came
+    early = ["systemctl", "--no-block", "try-restart"]
+    # Units were read before the drop-ins came, and the runtimes started beside the agent.
+    assert calls == [["systemctl", "daemon-reload"], [*early, "containerd.service"], [*early, "docker.service"]]
     assert node.document("status")["watching"]
     assert node.has("/run/imagebuilder/found-local")
     assert node.act("watch") == "OK"
@@ -328,6 +332,46 @@ def test_two_agents_do_not_work_at_once(node: Node) -> None:
 def boot_with(node: Node, monkeypatch: pytest.MonkeyPatch, *candidates: agent.Candidate) -> str:
     monkeypatch.setattr(agent, "find", lambda scope, host: (list(candidates), []))
     return node.act("boot", "--scope", "local")
+
+
+def pointer(data: bytes, **changes: Any) -> bytes:
+    document = {
+        "apiVersion": "imagebuilder/v1", "kind": "DataPackagePointer", "url": "http://127.0.0.1:9/x", "size": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(), "keyId": hashlib.sha256(SPKI).hexdigest()[:32], **changes,
+    }  # fmt: skip
+    signature = base64.b64encode(sign(agent.canonical(document))).decode()
+    return agent.canonical({**document, "signature": signature})
+
+
+def test_a_pointer_that_was_found_locally_waits_for_the_network(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = package()
+    found = {"local": [agent.Candidate("cidata", pointer(data))], "net": []}
+    monkeypatch.setattr(agent, "find", lambda scope, host: (list(found[scope]), []))
+    monkeypatch.setattr(agent, "download", lambda host, url, limit, deadline: data)
+    assert node.act("boot", "--scope", "local") == "E_NONE"
+    assert not node.has("/run/imagebuilder/found-local")
+    assert node.act("boot", "--scope", "net") == "OK"
+    assert (node.document("status")["generation"], node.document("status")["origin"]) == (1, "cidata")
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"), [({"keyId": "0" * 32}, "E_KEY"), ({"sha256": "0" * 64}, "E_DIGEST"), ({"size": 1}, "E_DIGEST")]
+)
+def test_a_pointer_is_followed_only_to_what_it_names_and_for_a_trusted_key(
+    node: Node, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], code: str
+) -> None:
+    data = package()
+    document = pointer(data, **changes)
+    monkeypatch.setattr(agent, "find", lambda scope, host: ([agent.Candidate("ec2", document)] * (scope == "net"), []))
+    monkeypatch.setattr(agent, "download", lambda host, url, limit, deadline: data)
+    assert node.act("boot", "--scope", "net") == code
+    assert not node.has("/var/lib/imagebuilder/state.json")
+
+
+def test_a_pointer_with_another_address_than_was_signed_is_refused(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = pointer(package()).replace(b"127.0.0.1", b"127.0.0.2")
+    monkeypatch.setattr(agent, "find", lambda scope, host: ([agent.Candidate("ec2", document)] * (scope == "net"), []))
+    assert node.act("boot", "--scope", "net") == "E_SIGNATURE"
 
 
 def test_the_highest_good_generation_wins(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
