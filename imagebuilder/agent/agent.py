@@ -44,7 +44,7 @@ SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PACKED = 1 << 20  # bytes of a package file
 UNPACKED = 4 << 20  # bytes of its archive
 MANIFEST = 256 << 10  # bytes of manifest.json
-SIGNATURE = 256  # bytes of manifest.sig; DER of P-256 is 72 at most
+SIGNATURE = 72  # bytes of manifest.sig: DER of two numbers of P-256
 ENTRIES = 256  # of the archive
 PATH_BYTES = 200
 BLOCK, RECORD = 512, 10240  # tar's units
@@ -77,6 +77,7 @@ FOLDERS = (
 )  # fmt: skip
 FILES = (KUBELET_CONFIG, "/etc/docker/daemon.json", "/etc/default/kubelet", "/etc/sysconfig/kubelet")
 MODES = ("0600", "0640", "0644")
+ROLES = ("standalone", "worker")
 HOSTNAME, KEYS = "/etc/hostname", "/root/.ssh/authorized_keys"
 PROXY = "/etc/systemd/system/%s.service.d/50-imagebuilder-proxy.conf"
 PROXY_OF = {PROXY % name: name for name in ("containerd", "docker")}
@@ -668,7 +669,7 @@ class Unpacker:
         if length > cap:
             raise Refused("E_SIZE", "%s is longer than %d bytes" % (name, cap))
         if size is not None and length != size:
-            raise Refused("E_FORMAT", "%s is not as long as its manifest says" % name)
+            raise Refused("E_DIGEST", "%s is not as long as its manifest says" % name)
         data = self.exactly(length)
         if any(self.exactly(-length % BLOCK)):
             raise Refused("E_FORMAT", "the padding of %s is not empty" % name)
@@ -812,7 +813,8 @@ def check_manifest(manifest: Dict[str, Any]) -> None:
         wrong("it is not a DataPackage of imagebuilder/v1")
     for key in ("cluster", "node"):
         text_of(manifest[key], key, NAME)
-    text_of(manifest["role"], "role", WORD)
+    if manifest["role"] not in ROLES:
+        wrong("role is not one that this agent knows")
     text_of(manifest["keyId"], "keyId", HEX32)
     number_of(manifest["generation"], "generation", 1)
     if seconds_of(manifest["notBefore"], "notBefore") > seconds_of(manifest["notAfter"], "notAfter"):

@@ -176,7 +176,7 @@ REFUSED = {
     "digest": (with_file(sha256="0" * 64), "E_DIGEST"),
     "mode": (with_file(mode="0755"), "E_FORMAT"),
     "owner": (with_file(owner="1:1"), "E_FORMAT"),
-    "size": (with_file(size=1), "E_FORMAT"),
+    "size": (with_file(size=1), "E_DIGEST"),
     "size-cap": (with_file(size=1 << 30), "E_SIZE"),
     "path-parent": (renamed("/etc/kubernetes/../passwd"), "E_PATH"),
     "path-other": (renamed("/etc/passwd"), "E_PATH"),
