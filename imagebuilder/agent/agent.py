@@ -425,7 +425,8 @@ class SourceHost:
         source: the ``file://`` address or path of ``--source``; then nothing else is looked at.
         sandbox: the folder into which Mesos fetched the task's files, or an empty string.
         connect_seconds, read_seconds: for a connection, and without a byte on it.
-        source_seconds, fetch_seconds, scope_seconds: for one source, one download, and all sources of a scope.
+        source_seconds, disk_seconds, fetch_seconds: for one source, all labelled disks, and one download.
+        scope_seconds: for all sources of a scope.
         services: base addresses of each metadata service, in the order in which they are tried.
         commands: the programs that are run, by what they do.
         monotonic, sleep: seconds that never go back, and waiting.
@@ -438,8 +439,9 @@ class SourceHost:
         self.connect_seconds = 2.0
         self.read_seconds = 4.0
         self.source_seconds = 10.0
+        self.disk_seconds = 60.0  # a mount loads modules, which takes a slow machine that is starting 10 s and more
         self.fetch_seconds = 30.0
-        self.scope_seconds = 60.0
+        self.scope_seconds = 90.0
         self.services = {
             "ec2": ["http://169.254.169.254", "http://[fd00:ec2::254]"],
             "gce": ["http://169.254.169.254"],
@@ -1278,11 +1280,12 @@ def _sources(scope: str, host: SourceHost) -> List[Tuple[str, _Source, float]]:
         return [("source", _from_source, seconds)] if scope == "local" else []
     if scope == "local":
         sources = [
-            ("mesos", _from_sandbox), ("disk", _from_disks), ("fw_cfg", _from_fw_cfg), ("smbios", _from_smbios),
-        ]  # type: List[Tuple[str, _Source]]  # fmt: skip
+            ("mesos", _from_sandbox, seconds), ("disk", _from_disks, host.disk_seconds),
+            ("fw_cfg", _from_fw_cfg, seconds), ("smbios", _from_smbios, seconds),
+        ]  # type: List[Tuple[str, _Source, float]]  # fmt: skip
         if "VMware" in host.dmi("sys_vendor"):
-            sources.append(("vmware", _from_guestinfo))
-        return [(name, source, seconds) for name, source in sources]
+            sources.append(("vmware", _from_guestinfo, seconds))
+        return sources
     if scope != "net":
         raise ValueError(f"scope is local or net, not {scope!r}")
     lines = [("kernel-line", _from_kernel_line, host.fetch_seconds)] if _kernel_value(host, "data") else []

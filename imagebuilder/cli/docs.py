@@ -74,8 +74,8 @@ With the network:
 `--source file:///...` is the only source when it is given.
 
 ## What bounds it
-{connect} s for a connection, {read} s without a byte, {source} s for a source, {fetch} s for a download, {scope} s
-for all sources of a scope; 1 MiB for a package, 2 MiB encoded. 408, 429, 5xx and broken connections are asked again
+{connect} s for a connection, {read} s without a byte, {source} s for a source, {disk} s for disks, {fetch} s for a
+download, {scope} s for all sources of a scope; 1 MiB for a package, 2 MiB encoded. 408, 429, 5xx and broken connections are asked again
 after 0.5 s, 1 s, 2 s..., or when `Retry-After` says, within these seconds; on Azure 404 and 410 too. A metadata
 service that redirects is not followed; a download is, three times at most, and never from https to anything else.
 There is no proxy. What fails is a line in `status.json` with a code (`E_SOURCE`, `E_SIZE`, `E_FORMAT`, `E_DIGEST`),
@@ -131,6 +131,7 @@ def transports() -> str:
     host = SourceHost(sandbox="")
     seconds = {
         "connect": host.connect_seconds, "read": host.read_seconds, "source": host.source_seconds,
+        "disk": host.disk_seconds,
         "fetch": host.fetch_seconds, "scope": host.scope_seconds,
     }  # fmt: skip
     return TRANSPORTS_HEAD.format(**{name: f"{value:g}" for name, value in seconds.items()}) + render_markdown()

@@ -47,6 +47,7 @@ class BootRequest:
         console_log: where the serial console's output is kept.
         ssh: give root a throwaway key.
         credentials: systemd credentials for the guest.
+        seeds: raw images of further disks, such as one labelled cidata.
         data: a data package, or a pointer to one, for the guest's agent.
         reboots: let the guest reboot on its way (an SELinux relabel does); else a reboot is a failure.
     """
@@ -63,6 +64,7 @@ class BootRequest:
     timeout: float = 600.0
     ssh: bool = False
     credentials: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    seeds: tuple[Path, ...] = ()
     data: bytes = field(default=b"", repr=False)
     reboots: bool = False
 
@@ -139,7 +141,7 @@ def _config(request: BootRequest, key: ssh.KeyPair | None) -> MachineConfig:
     return MachineConfig(
         disk=request.disk, disk_format=request.disk_format, console_log=request.console_log,
         firmware=request.firmware, arch=request.arch, memory_mib=request.memory_mib, cpus=request.cpus,
-        forwards=forwards, credentials=credentials, files=files, reboots=request.reboots,
+        forwards=forwards, credentials=credentials, files=files, seeds=request.seeds, reboots=request.reboots,
     )  # fmt: skip
 
 

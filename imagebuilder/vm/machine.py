@@ -55,6 +55,7 @@ class MachineConfig:
         arch: ``amd64``.
         forwards: TCP ports of 127.0.0.1 to ports of the guest; host port 0 lets QEMU choose a free one.
         credentials: systemd credentials (systemd >= 252 takes them from SMBIOS), 64 KiB in all as base64.
+        seeds: raw images of further disks, which are only read.
         files: what QEMU's fw_cfg device shows the guest, by name (``opt/...``).
         console_log: the serial console's output; kept.
         reboots: let the guest reboot; otherwise a reboot, and a triple fault, is the guest's end.
@@ -69,6 +70,7 @@ class MachineConfig:
     cpus: int = 2
     forwards: tuple[tuple[int, int], ...] = ()
     credentials: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    seeds: tuple[Path, ...] = ()
     files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     reboots: bool = False
 
@@ -129,6 +131,9 @@ def arguments(config: MachineConfig, accelerator: Accelerator, firmware: Firmwar
         "-device", "virtio-net-pci,netdev=net,romfile=",  # no iPXE: a disk that does not boot says so at once
         "-device", "virtio-rng-pci",
     ]  # fmt: skip
+    for number, seed in enumerate(config.seeds):
+        words += ["-drive", f"if=none,id=seed{number},file={_escaped(seed.absolute())},format=raw,readonly=on"]
+        words += ["-device", f"virtio-blk-pci,drive=seed{number}"]
     if not config.reboots:
         words.append("-no-reboot")
     if firmware:

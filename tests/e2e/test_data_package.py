@@ -6,6 +6,7 @@ import datetime as dt
 import json
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -14,13 +15,14 @@ from imagebuilder.bake import BakeResult
 from imagebuilder.content import sha256_bytes
 from imagebuilder.datapackage.create import Wanted, create
 from imagebuilder.datapackage.crosswise import load_cluster
+from imagebuilder.datapackage.deliver.encodings import Payload, cidata
 from imagebuilder.datapackage.format import pack, unpack
 from imagebuilder.datapackage.render import KUBELET_CONFIG
 from imagebuilder.datapackage.signing import KEY_FILE, PUBLIC_FILE, load_private_key, sign
 from imagebuilder.pki.changes import Terms, init, issue
 from imagebuilder.pki.cluster import stated
 from imagebuilder.pki.folder import Folder
-from imagebuilder.vm.boot import RunningGuest
+from imagebuilder.vm.boot import CREDENTIAL_BYTES, RunningGuest
 from tests.e2e.conftest import ROOT, Bake, Boot, needs_bake, needs_qemu
 from tests.e2e.controlplane import FROM_GUEST, ControlPlane, control_plane
 from tests.e2e.controlplane_programs import build_programs
@@ -53,6 +55,13 @@ def same(text: str) -> str:
     return text
 
 
+def large(text: str) -> str:
+    """Return a static pod with another port than the deployment's, and with much to say."""
+    padding = Random(7).randbytes(60_000).hex()
+    text = text.replace("hostPort: 8080", "hostPort: 8082").replace("name: hello\n", "name: static\n", 1)
+    return text.replace("metadata:\n", f"metadata:\n  annotations: {{ padding: {padding} }}\n", 1)
+
+
 def deaf(data: bytes, pki: Path) -> bytes:
     """Return the next generation of a package, whose kubelet cannot start."""
     old = unpack(data)
@@ -76,7 +85,7 @@ def apply(guest: RunningGuest, data: bytes) -> int:
 
 def status(guest: RunningGuest) -> dict[str, object]:
     found = json.loads(out(guest, "cat /var/lib/imagebuilder/status.json"))
-    return {key: found[key] for key in ("code", "generation")}
+    return {key: found[key] for key in ("code", "generation", "origin")}
 
 
 def test_a_package_makes_a_node_which_is_redeployed_and_taken_back(
@@ -84,9 +93,12 @@ def test_a_package_makes_a_node_which_is_redeployed_and_taken_back(
 ) -> None:
     first = package(pki, tmp_path, "node-1", same, same)
     result: BakeResult = baked(trust=(pki / PUBLIC_FILE,), overlays=())
-    with booted(result, until="pods", forwards=((0, 8080), (0, 8081)), data=first) as guest:
+    seed = tmp_path / "cidata.iso"
+    seed.write_bytes(cidata(Payload(data=first, name="node-1")))
+    with booted(result, until="pods", forwards=((0, 8080), (0, 8081)), seeds=(seed,)) as guest:
         assert HELLO in get(f"http://127.0.0.1:{guest.machine.host_port(8080)}/")
-        assert status(guest) == {"code": "OK", "generation": 1}
+        assert status(guest) == {"code": "OK", "generation": 1, "origin": "cidata:/dev/vdb"}
+        assert "cidata" not in out(guest, "mount"), "it is unmounted again"
         assert out(guest, "hostname") == "node-1"
         kubelet = out(guest, "systemctl show -p MainPID --value kubelet")
 
@@ -99,7 +111,7 @@ def test_a_package_makes_a_node_which_is_redeployed_and_taken_back(
         torn = unpack(second)
         assert apply(guest, pack(torn.manifest, torn.files, torn.signature[:-1] + b"\0")) == CODES["E_SIGNATURE"]
         assert apply(guest, deaf(second, pki)) == CODES["E_HEALTH"]
-        assert status(guest) == {"code": "E_HEALTH", "generation": 2}
+        assert status(guest) == {"code": "E_HEALTH", "generation": 2, "origin": "file:/run/new.ibdata"}
         assert out(guest, "cat /var/lib/kubelet/config.yaml").encode() == unpack(second).files[KUBELET_CONFIG].strip()
         assert HELLO in get(f"http://127.0.0.1:{guest.machine.host_port(8081)}/")
         assert out(guest, "systemctl is-active kubelet") == "active"
@@ -139,9 +151,11 @@ def test_a_worker_joins_a_cluster_and_runs_a_deployment(baked: Bake, booted: Boo
 
         def change(text: str) -> str:
             text = text.replace('name = "demo"', 'name = "e2e"').replace(":6443", f":{plane.port}")
-            return text.replace('network = "flannel"', 'network = "none"').replace('["coredns"]', "[]")
+            text = text.replace('network = "flannel"', 'network = "none"').replace('["coredns"]', "[]")
+            return text.replace('role = "worker"\n', 'role = "worker"\nmanifests = ["hello.yaml"]\n')
 
-        data = package(plane.pki.path, tmp_path, "worker-1", change, same)
+        data = package(plane.pki.path, tmp_path, "worker-1", change, large)
+        assert len(data) > CREDENTIAL_BYTES, "too large for the SMBIOS table: it goes by fw_cfg"
         # No registry is in reach for flannel: the network is the site's own here.
         overlay = tmp_path / "overlay"
         conflist = "etc/cni/net.d/10-bridge.conflist"
@@ -149,10 +163,11 @@ def test_a_worker_joins_a_cluster_and_runs_a_deployment(baked: Bake, booted: Boo
         (overlay / conflist).write_bytes((ROOT / "examples/standalone/overlay" / conflist).read_bytes())
         result = baked(trust=(plane.pki.path / PUBLIC_FILE,), overlays=(overlay,))
         with booted(result, until="kubelet", forwards=((0, 8080),), data=data) as guest:
+            assert status(guest) == {"code": "OK", "generation": 1, "origin": "fw_cfg"}
             plane.wait("the node is ready", lambda: ready(plane), 600)
             answer = plane.post("/apis/apps/v1/namespaces/default/deployments", DEPLOYMENT)
             assert answer.status == 201, answer
             assert HELLO in get(f"http://127.0.0.1:{guest.machine.host_port(8080)}/", 600)
             node = plane.get("/api/v1/nodes/worker-1").data
             assert node["status"]["nodeInfo"]["kubeletVersion"] == "v" + result.manifest["capabilities"]["kubelet"]
-            plane.wait("the pod is known to run there", lambda: pods(plane) == [("worker-1", "Running")])
+            plane.wait("the pod is known to run there", lambda: pods(plane) == [("worker-1", "Running")] * 2)

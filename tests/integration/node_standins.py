@@ -64,7 +64,7 @@ class Node:
             self.put(f"/sys/class/dmi/id/{name}", value.encode() + b"\n")
         self.host = SourceHost(str(self.root), sandbox="")
         self.host.connect_seconds, self.host.read_seconds = 0.5, 0.5
-        self.host.source_seconds = self.host.fetch_seconds = 2.0
+        self.host.source_seconds = self.host.disk_seconds = self.host.fetch_seconds = 2.0
         for name, text in (("mount", MOUNT), ("umount", UMOUNT), ("vmware-rpctool", RPCTOOL)):
             self.program(name, text)
         self.host.commands["vmtoolsd"] = str(folder / "no-vmtoolsd")

@@ -72,6 +72,14 @@ def test_credentials_travel_in_files_not_in_values() -> None:
     assert credential_files(config)["credential-0"] == b"io.systemd.credential.binary:data=" + encoded
 
 
+def test_further_disks_are_only_read() -> None:
+    command = arguments(replace(CONFIG, seeds=(Path("/a,b.iso"), Path("/c"))), TCG, None)
+    assert "if=none,id=seed0,file=/a,,b.iso,format=raw,readonly=on" in options(command, "-drive")
+    assert [words for words in options(command, "-device") if "seed" in words] == [
+        "virtio-blk-pci,drive=seed0", "virtio-blk-pci,drive=seed1",
+    ]  # fmt: skip
+
+
 def test_files_of_the_fw_cfg_device_travel_in_files_too() -> None:
     config = replace(CONFIG, files={"opt/b": b"secret", "opt/a": b"1"})
     command = arguments(config, TCG, None)
