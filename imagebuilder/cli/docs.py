@@ -75,9 +75,10 @@ With the network:
 
 ## What bounds it
 {connect} s for a connection, {read} s without a byte, {source} s for a source, {disk} s for disks, {fetch} s for a
-download, {scope} s for all sources of a scope; 1 MiB for a package, 2 MiB encoded. 408, 429, 5xx and broken connections are asked again
-after 0.5 s, 1 s, 2 s..., or when `Retry-After` says, within these seconds; on Azure 404 and 410 too. A metadata
-service that redirects is not followed; a download is, three times at most, and never from https to anything else.
+download, {scope} s for all sources of a scope; 1 MiB for a package, 2 MiB encoded. 408, 429, 5xx and broken
+connections are asked again after 0.5 s, 1 s, 2 s..., or when `Retry-After` says, within these seconds; on Azure 404
+and 410 too. A metadata service that redirects is not followed; a download is, three times at most, and never from
+https to anything else.
 There is no proxy. What fails is a line in `status.json` with a code (`E_SOURCE`, `E_SIZE`, `E_FORMAT`, `E_DIGEST`),
 and the next source's turn.
 
