@@ -99,7 +99,8 @@ def _binds(plan: BuildPlan, materials: Materials) -> dict[str, list[Bind]]:
         binds[LAYER_OF[component]].append(Bind(source=folder, target=f"{INSIDE}/payload/{component}"))
     if materials.pause:
         binds["kubernetes"].append(Bind(source=materials.pause.path, target=f"{INSIDE}/pause.tar"))
-    binds["kubernetes"].append(Bind(source=resources.agent(), target=f"{INSIDE}/agent.py"))
+    if "kubernetes" in binds:  # a bare image has no such layer
+        binds["kubernetes"].append(Bind(source=resources.agent(), target=f"{INSIDE}/agent.py"))
     site = binds["site"]
     for number, path in _numbered(plan.request.overlays):
         site.append(Bind(source=path, target=f"{INSIDE}/overlays/{number}"))

@@ -72,6 +72,12 @@ def rebuilt(one: dict[str, LayerJob], other: dict[str, LayerJob]) -> list[str]:
     return [name for name in LAYERS if one[name].id != other[name].id]
 
 
+def test_a_bare_image_has_no_agent(tmp_path: Path) -> None:
+    made = jobs(tmp_path, bare=True, materials=materials(tmp_path, payloads={}, pause=None))
+    assert list(made) == ["base", "site"]
+    assert not any("agent" in bind.target for job in made.values() for bind in job.binds)
+
+
 # --- the steps' inputs
 
 
