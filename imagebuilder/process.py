@@ -299,8 +299,9 @@ def _pump(
         while selector.get_map():
             if deadline is not None and time.monotonic() > deadline:
                 raise TimeoutError
+            ended = child.poll() is not None  # asked first: what it says as its last, just now, is then still read
             ready = selector.select(0.2)
-            if not ready and child.poll() is not None:
+            if ended and not ready:
                 break
             for key, _ in ready:
                 if key.fileobj is child.stdin:
