@@ -1,0 +1,1 @@
+"""Proves a finished artifact, offline and booted, whoever made it."""
