@@ -2146,6 +2146,10 @@ class Agent:
         watch = self.disk.read_json(WATCH)
         if watch is None:
             return OK
+        status = self.disk.read_json(STATUS) or {}
+        self.problems = [
+            Problem(**problem) for problem in status.get("problems", [])
+        ]  # stay said when kubelet is healthy
         left = float(watch["left"])
         if watch["boot"] != self.boot():
             left = max(left, WATCH_FLOOR)

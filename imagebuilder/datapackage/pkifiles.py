@@ -132,17 +132,18 @@ def ca_hash(ca: bytes) -> str:
     return f"sha256:{hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()}"
 
 
-def read(path: Path, hint: str) -> bytes:
-    """Return a small file.
+def read(path: Path, hint: str, limit: int = MAX_FILE) -> bytes:
+    """Return a small file: of at most ``limit`` bytes.
 
     Raises:
-        HostError: it cannot be read, or is not small.
+        HostError: it cannot be read.
+        DataError: it is not small.
     """
     try:
         with path.open("rb") as stream:
-            data = stream.read(MAX_FILE + 1)
+            data = stream.read(limit + 1)
     except OSError as error:
         raise HostError(f"{path}: {error.strerror}", hint=hint) from error
-    if len(data) > MAX_FILE:
-        raise HostError(f"{path} is larger than {MAX_FILE >> 10} KiB")
+    if len(data) > limit:
+        raise DataError(f"{path} has more than {limit >> 10} KiB", hint=hint)
     return data

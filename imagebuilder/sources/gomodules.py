@@ -155,7 +155,7 @@ class _Build:
         failed = self._once(argv, {**env, "GOPROXY": "off"}, cwd)
         proxy = env.get("GOPROXY", "")
         if failed and MISSING.search(failed[0]) and proxy != "off":
-            self._stage.note(f"{self._module.name}: fetching Go modules")
+            self._stage.note(f"{self._module.name}: fetching Go modules, then compiling them, which takes minutes once")
             _probe(proxy, downloader)
             failed = self._once(argv, env, cwd)
         if failed:

@@ -50,8 +50,8 @@ def baked(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Bake:
     ) -> BakeResult:  # fmt: skip
         key = (os_name, release, target, plain, trust, overlays)
         if key not in done:
-            site: dict[str, Any] = {} if plain else {"overlays": overlays, "images": config.image, "trust": trust}
-            plan = plan_request(BuildRequest(os=os_name, release=release, target=target, **site))
+            site: dict[str, Any] = {} if plain else {"overlays": overlays, "images": config.image}
+            plan = plan_request(BuildRequest(os=os_name, release=release, target=target, trust=trust, **site))
             options = BakeOptions(output=tmp_path_factory.mktemp("out"), cache=cache)
             done[key] = bake(plan, options=options, runner=RealRunner(), progress=Progress())
         return done[key]

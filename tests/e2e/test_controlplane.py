@@ -11,19 +11,24 @@ import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from imagebuilder.datapackage.addons import render_addons
+from imagebuilder.datapackage.crosswise import load_cluster
 from imagebuilder.errors import ToolMissingError, UnreachableError, UnresolvableError
 from imagebuilder.pki.changes import init
 from imagebuilder.pki.cluster import specs, stated
 from imagebuilder.pki.folder import Folder
 from imagebuilder.pki.kubeconfig import BOOTSTRAPPERS
 from imagebuilder.pki.token import make_token
+from tests.e2e.conftest import ROOT
 from tests.e2e.controlplane import LEASES, ControlPlane, control_plane, holder
 from tests.e2e.controlplane_programs import build_programs
 from tests.unit.pki_helpers import TERMS
@@ -171,3 +176,32 @@ def test_a_node_joins_with_a_token_and_gets_its_certificate(plane: ControlPlane)
     assert authority is not None
     certificate.verify_directly_issued_by(authority[0])
     assert certificate.subject.rfc4514_string() == "CN=system:node:node-9,O=system:nodes"
+
+
+def collection(plane: ControlPlane, item: dict[str, Any]) -> str:
+    """Return where objects of this kind are made: as the API server says, and as kubectl finds out."""
+    version = item["apiVersion"]
+    base = f"/apis/{version}" if "/" in version else f"/api/{version}"
+    (found,) = (
+        one for one in plane.get(base).data["resources"] if one["kind"] == item["kind"] and "/" not in one["name"]
+    )
+    return f"{base}/namespaces/{item['metadata']['namespace']}/{found['name']}" if found["namespaced"] else (
+        f"{base}/{found['name']}"
+    )  # fmt: skip
+
+
+def test_the_addons_are_taken_without_a_word_and_their_pods_are_made(plane: ControlPlane) -> None:
+    assert plane.post("/api/v1/nodes", node("node-1")).status in (201, 409)
+    files = render_addons(load_cluster(ROOT / "examples/cluster/cluster.toml"))
+    assert set(files) == {"flannel.yaml", "coredns.yaml"}
+    for name, data in files.items():
+        for item in yaml.safe_load_all(data):
+            answer = plane.post(f"{collection(plane, item)}?fieldValidation=Strict", item)
+            assert answer.status == 201, (name, item["kind"], answer)
+
+    def made(space: str, start: str) -> bool:
+        found = plane.get(f"/api/v1/namespaces/{space}/pods").data["items"]
+        return any(pod["metadata"]["name"].startswith(start) for pod in found)
+
+    plane.wait("flannel's pod is made for the node", lambda: made("kube-flannel", "kube-flannel-ds-"))
+    plane.wait("the pod of the DNS server is made", lambda: made("kube-system", "coredns-"))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import TypeVar
 
 import pytest
 
@@ -15,22 +18,24 @@ from imagebuilder.bake import BakeResult
 from imagebuilder.content import sha256_bytes
 from imagebuilder.datapackage.create import Wanted, create
 from imagebuilder.datapackage.crosswise import load_cluster
-from imagebuilder.datapackage.deliver.encodings import Payload, cidata
+from imagebuilder.datapackage.deliver.encodings import Payload, cidata, config_drive, kernel_line, seed
 from imagebuilder.datapackage.format import pack, unpack
 from imagebuilder.datapackage.render import KUBELET_CONFIG
 from imagebuilder.datapackage.signing import KEY_FILE, PUBLIC_FILE, load_private_key, sign
 from imagebuilder.pki.changes import Terms, init, issue
 from imagebuilder.pki.cluster import stated
 from imagebuilder.pki.folder import Folder
+from imagebuilder.process import RealRunner
 from imagebuilder.vm.boot import CREDENTIAL_BYTES, RunningGuest
-from tests.e2e.conftest import ROOT, Bake, Boot, needs_bake, needs_qemu
+from tests.e2e.conftest import BOOT_SECONDS, ROOT, Bake, Boot, needs_bake, needs_qemu
 from tests.e2e.controlplane import FROM_GUEST, ControlPlane, control_plane
 from tests.e2e.controlplane_programs import build_programs
 from tests.e2e.test_images import HELLO, get, out
+from tests.integration.local_servers import Site
 
 pytestmark = [pytest.mark.bake, pytest.mark.boot, pytest.mark.timeout(3600), needs_bake, needs_qemu]
 EXAMPLE = ROOT / "examples/cluster"
-Packages = Callable[..., bytes]
+Answer = TypeVar("Answer")
 
 
 @pytest.fixture
@@ -88,34 +93,122 @@ def status(guest: RunningGuest) -> dict[str, object]:
     return {key: found[key] for key in ("code", "generation", "origin")}
 
 
+def problems(guest: RunningGuest) -> list[tuple[str, str]]:
+    found = json.loads(out(guest, "cat /var/lib/imagebuilder/status.json"))
+    return [(problem["origin"], problem["code"]) for problem in found["problems"]]
+
+
+def again(guest: RunningGuest, end: str) -> None:
+    """Have the guest start anew by a command that ends it, and wait until it lets us in again."""
+    assert guest.ssh is not None
+    boot_id = "cat /proc/sys/kernel/random/boot_id"
+    before = out(guest, boot_id)
+    guest.ssh.run(f"sync; ({end}) > /dev/null 2>&1 &", check=False)
+    guest.ssh.close()
+    deadline = time.monotonic() + BOOT_SECONDS
+    while time.monotonic() < deadline:
+        guest.ssh.wait(BOOT_SECONDS)
+        found = guest.ssh.run(boot_id, check=False, timeout=180)
+        if found.returncode == 0 and found.stdout.strip() != before:
+            return
+        guest.ssh.close()
+        time.sleep(1)
+    raise AssertionError("the guest did not start anew")
+
+
+def eventually(question: Callable[[], Answer], answer: Answer, seconds: float = 300) -> None:
+    """Ask until the answer is the expected one; else show the last."""
+    deadline = time.monotonic() + seconds
+    while (found := question()) != answer:
+        assert time.monotonic() < deadline, f"{found} is not {answer}"
+        time.sleep(2)
+
+
+def volumes(pki: Path, tmp_path: Path) -> tuple[list[bytes], tuple[Path, ...]]:
+    """Return three generations of a package, each on a disk of its own kind: ISO 9660 and FAT seeds, a config drive."""
+    made = [
+        package(pki, tmp_path, "node-1", same, lambda text, number=number: f"{text}# {number}\n")  # type: ignore[misc]
+        for number in range(3)
+    ]
+    one, two, three = (Payload(data=data, name="node-1") for data in made)
+    paths = tuple(tmp_path / name for name in ("cidata.iso", "cidata.img", "config-2.iso"))
+    paths[0].write_bytes(cidata(one))
+    files = tmp_path / "files"
+    files.mkdir()
+    for name, data in seed(two).items():
+        (files / name).write_bytes(data)
+    run = RealRunner().run
+    run(["mkfs.vfat", "-n", "CIDATA", "-C", paths[1], "2048"])
+    run(["mcopy", "-i", paths[1], *sorted(files.iterdir()), "::"])
+    paths[2].write_bytes(config_drive(three))
+    return made, paths
+
+
 def test_a_package_makes_a_node_which_is_redeployed_and_taken_back(
     baked: Bake, booted: Boot, pki: Path, tmp_path: Path
 ) -> None:
-    first = package(pki, tmp_path, "node-1", same, same)
+    made, seeds = volumes(pki, tmp_path)
     result: BakeResult = baked(trust=(pki / PUBLIC_FILE,), overlays=())
-    seed = tmp_path / "cidata.iso"
-    seed.write_bytes(cidata(Payload(data=first, name="node-1")))
-    with booted(result, until="pods", forwards=((0, 8080), (0, 8081)), seeds=(seed,)) as guest:
+    with booted(result, until="pods", forwards=((0, 8080), (0, 8081)), seeds=seeds, reboots=True) as guest:
         assert HELLO in get(f"http://127.0.0.1:{guest.machine.host_port(8080)}/")
-        assert status(guest) == {"code": "OK", "generation": 1, "origin": "cidata:/dev/vdb"}
-        assert "cidata" not in out(guest, "mount"), "it is unmounted again"
+        assert status(guest) == {"code": "OK", "generation": 3, "origin": "config-2:/dev/vdd"}
+        assert problems(guest) == [("cidata:/dev/vdb", "E_GENERATION"), ("cidata:/dev/vdc", "E_GENERATION")]
+        assert "/dev/vd" not in out(guest, "mount | grep -v /dev/vda || true"), "they are unmounted again"
         assert out(guest, "hostname") == "node-1"
         kubelet = out(guest, "systemctl show -p MainPID --value kubelet")
 
-        second = package(pki, tmp_path, "node-1", same, lambda text: text.replace("hostPort: 8080", "hostPort: 8081"))
-        assert apply(guest, second) == 0
+        fourth = package(pki, tmp_path, "node-1", same, lambda text: text.replace("hostPort: 8080", "hostPort: 8081"))
+        assert apply(guest, fourth) == 0
         assert HELLO in get(f"http://127.0.0.1:{guest.machine.host_port(8081)}/")
         assert out(guest, "systemctl show -p MainPID --value kubelet") == kubelet, "a manifest restarts nothing"
 
-        assert apply(guest, first) == CODES["E_GENERATION"]
-        torn = unpack(second)
+        assert apply(guest, made[0]) == CODES["E_GENERATION"]
+        torn = unpack(fourth)
         assert apply(guest, pack(torn.manifest, torn.files, torn.signature[:-1] + b"\0")) == CODES["E_SIGNATURE"]
-        assert apply(guest, deaf(second, pki)) == CODES["E_HEALTH"]
-        assert status(guest) == {"code": "E_HEALTH", "generation": 2, "origin": "file:/run/new.ibdata"}
-        assert out(guest, "cat /var/lib/kubelet/config.yaml").encode() == unpack(second).files[KUBELET_CONFIG].strip()
-        assert HELLO in get(f"http://127.0.0.1:{guest.machine.host_port(8081)}/")
-        assert out(guest, "systemctl is-active kubelet") == "active"
-    assert "data package generation 1 applied" in guest.report.console_log.read_text("utf-8", "replace")
+        assert apply(guest, deaf(fourth, pki)) == CODES["E_HEALTH"]
+        check_taken_back(guest, fourth)
+
+        # The next one has just been applied, and kubelet is being watched, when the power goes.
+        assert guest.ssh is not None
+        guest.ssh.run("cat > /run/new.ibdata", stdin=deaf(deaf(fourth, pki), pki))
+        guest.ssh.run("imagebuilder-agent apply /run/new.ibdata > /dev/null 2>&1 &")
+        generation = "cat /var/lib/imagebuilder/state.json"
+        eventually(lambda: json.loads(out(guest, generation))["generation"], 6)
+        eventually(lambda: out(guest, "test -e /var/lib/imagebuilder/watch.json && echo watched || true"), "watched")
+        again(guest, "echo b > /proc/sysrq-trigger")
+        eventually(lambda: status(guest)["code"], "E_HEALTH")
+        check_taken_back(guest, fourth)
+    assert "data package generation 3 applied" in guest.report.console_log.read_text("utf-8", "replace")
+
+
+def check_taken_back(guest: RunningGuest, fourth: bytes) -> None:
+    """The node is on generation 4, with all that it had, and its kubelet and pod run."""
+    assert status(guest) == {"code": "E_HEALTH", "generation": 4, "origin": "file:/run/new.ibdata"}
+    assert out(guest, "cat /var/lib/kubelet/config.yaml").encode() == unpack(fourth).files[KUBELET_CONFIG].strip()
+    assert HELLO in get(f"http://127.0.0.1:{guest.machine.host_port(8081)}/")
+    assert out(guest, "systemctl is-active kubelet") == "active"
+
+
+def test_a_raw_disk_starts_no_kubelet_until_the_kernel_line_says_where_its_package_is(
+    baked: Bake, booted: Boot, pki: Path, tmp_path: Path
+) -> None:
+    result = baked(target="raw", plain=True, trust=(pki / PUBLIC_FILE,))
+    assert result.artifact.suffix == ".raw"
+    assert result.artifact.stat().st_blocks * 512 < 3 << 30, "the file is sparse"
+    data = package(pki, tmp_path, "node-1", same, same)
+    with booted(result, until="runtime", firmware="uefi", reboots=True) as guest, contextlib.closing(Site()) as site:
+        assert "cloud" not in out(guest, "uname -r"), "it has the generic kernel"
+        assert out(guest, "systemctl show -p ActiveState --value kubelet") == "inactive"
+        assert "imagebuilder: kubelet not started" in guest.report.console_log.read_text("utf-8", "replace")
+
+        url = site.serve("/52:54:00:12:34:56/node-1.ibdata", data).replace("127.0.0.1", FROM_GUEST)
+        line = kernel_line(Payload(data=data, name="node-1", url=url.replace("52:54:00:12:34:56", "{mac}"))).decode()
+        # To GRUB a brace that is not quoted is its own.
+        out(guest, f"""sed -i "s|^[[:space:]]*linux.*|& '{line.strip()}'|" /boot/grub/grub.cfg""")
+        again(guest, "systemctl reboot")
+        eventually(lambda: status(guest), {"code": "OK", "generation": 1, "origin": "kernel-line"})
+        assert out(guest, "hostname") == "node-1"
+        eventually(lambda: out(guest, "systemctl show -p ActiveState --value kubelet"), "active")
 
 
 def ready(plane: ControlPlane) -> bool:

@@ -105,15 +105,3 @@ def test_debian_12_runs_a_pod(baked: Bake, booted: Boot) -> None:
     with booted(baked(release="12"), until="pods", forwards=((0, 8080),)) as guest:
         assert HELLO in get(f"http://127.0.0.1:{guest.machine.host_port(8080)}/")
         assert out(guest, "systemctl --failed --no-legend") == ""
-
-
-def test_the_raw_disk_boots_with_the_generic_kernel_and_starts_no_kubelet_without_a_configuration(
-    baked: Bake, booted: Boot
-) -> None:
-    result = baked(target="raw", plain=True)
-    assert result.artifact.suffix == ".raw"
-    assert result.artifact.stat().st_blocks * 512 < 3 << 30, "the file is sparse"
-    with booted(result, until="runtime", firmware="uefi") as guest:
-        assert "cloud" not in out(guest, "uname -r")
-        assert out(guest, "systemctl show -p ActiveState --value kubelet") == "inactive"
-        assert "imagebuilder: kubelet not started" in guest.report.console_log.read_text("utf-8", "replace")

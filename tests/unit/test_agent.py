@@ -385,6 +385,9 @@ def test_the_highest_good_generation_wins(node: Node, monkeypatch: pytest.Monkey
     problems = {problem["origin"]: problem["code"] for problem in node.document("status")["problems"]}
     assert problems == {"a": "E_GENERATION", "c": "E_SIGNATURE"}
     assert node.document("status")["generation"] == 5
+    said = node.document("status")["problems"]
+    assert node.act("watch") == "OK" and not node.document("status")["watching"]
+    assert node.document("status")["problems"] == said, "a healthy kubelet does not unsay them"
 
 
 def test_a_source_that_cannot_be_redacted_is_told(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:

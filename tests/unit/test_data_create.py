@@ -283,6 +283,14 @@ def test_pointers(folder: Path) -> None:
     assert [one.pointer.is_file() for one in made if one.pointer] == [False, True], "no pointer to what is gone"
 
 
+def test_a_manifest_may_be_as_large_as_a_package_and_no_larger(folder: Path) -> None:
+    (folder / "hello.yaml").write_text(POD + "# " + "x" * (1 << 20))
+    run(folder)
+    (folder / "hello.yaml").write_text(POD + "# " + "x" * (4 << 20))
+    with pytest.raises(DataError, match="has more than 4096 KiB"):
+        run(folder)
+
+
 @pytest.mark.parametrize("missing", ["package-signing.key", "ca.crt", "nodes/worker-1/kubelet.conf"])
 def test_missing_file_stops_everything_before_anything_is_written(folder: Path, missing: str) -> None:
     (folder / "pki" / missing).unlink()
