@@ -85,7 +85,8 @@ def measured(name: str, results: list[Measured]) -> Iterator[Measured]:
 
 def bake(cache: Path, out: Path, *more: str, found: Measured | None = None) -> None:
     """Run a bake as a user does."""
-    argv = [*PROGRAM, "--cache-dir", str(cache), "bake", "--file", str(EXAMPLE), "--output", str(out), *more]
+    argv = [*PROGRAM, "--cache-dir", str(cache), "bake", "--verify", "none"]
+    argv += ["--file", str(EXAMPLE), "--output", str(out), *more]
     RealRunner().run(argv, timeout=1800)
     if found is not None:
         (manifest,) = out.glob("*/manifest.json")
@@ -157,14 +158,13 @@ def main() -> int:
         load = os.getloadavg()[0]
         with measured("cold bake, packages cached", results) as found:
             bake(cache, out, found=found)
+        with measured("nothing changed", results):
+            bake(cache, out)
         with measured("plain mmdebstrap + mke2fs -d + qemu-img convert -c", results):
             plain_tools(cache, work)
         kubelet = other_kubelet(work / "kubelet", cache)
         with measured("kubelet changed", results) as found:
             bake(cache, out, "--source", f"kubernetes=file:{kubelet}", found=found)
-        bake(cache, out, "--source", f"kubernetes=file:{kubelet}")
-        with measured("nothing changed", results):
-            bake(cache, out, "--source", f"kubernetes=file:{kubelet}")
         with measured("imagebuilder --help", results):
             RealRunner().run([*PROGRAM, "--help"])
         with measured("plan of every cell", results):

@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from imagebuilder.__main__ import main
-from imagebuilder.cli.artifact import find_artifact
 from imagebuilder.cli.monitors import choose_monitor
 from imagebuilder.cli.settings import Settings
 from imagebuilder.events import Progress
 from imagebuilder.process import RealRunner, Result
+from imagebuilder.vm.artifact import find_artifact
 from imagebuilder.vm.boot import BootRequest, RunningGuest, boot
 
 ROOT = Path(__file__).resolve().parents[1]

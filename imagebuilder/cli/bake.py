@@ -6,7 +6,7 @@ import os
 import shlex
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from imagebuilder.bake import BakeResult
     from imagebuilder.model import BuildRequest
 
+Level = Literal["full", "offline", "none"]
 
 # What to type next, by the format of the artifact: the words around its folder. Other formats are for other programs.
 NEXT = {
@@ -39,16 +40,21 @@ NEXT = {
     "--var-file", "var_files", multiple=True, metavar="FILE", type=click.Path(path_type=Path, exists=True),
     help="For the packer engine: a file with values of its variables; repeatable. Mode 0600, if one is secret.",
 )  # fmt: skip
+@click.option(
+    "--verify", "level", type=click.Choice(["full", "offline", "none"]), default=None,
+    help="What is proven of the image: its files and how it boots, its files alone, or nothing. One that is not right"
+    " fails the bake.  [default: full, where a guest can run]",
+)  # fmt: skip
 @json_option
 @cache_option
 @click.pass_obj
 def command(
     settings: Settings, request: BuildRequest, output: Path, refresh: bool, offline: bool,
-    var_files: tuple[Path, ...], as_json: bool,
+    var_files: tuple[Path, ...], level: Level | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Build a machine image.
 
-    OUTPUT/<build identifier>/ gets the disk, manifest.json and SHA256SUMS. What has not changed since an earlier
+    OUTPUT/<build identifier>/ gets the disk, manifest.json, SHA256SUMS and what its verification found. What has not changed since an earlier
     bake comes from the cache. The direct engine needs root, the packer engine needs packer; see "imagebuilder doctor".
     """
     from imagebuilder.bake import BakeOptions, bake
@@ -72,6 +78,35 @@ def command(
         print_json(as_data(result, seconds))
     else:
         click.echo(render(result, seconds))
+    prove(settings, request, result, level, as_json=as_json)
+
+
+def prove(settings: Settings, request: BuildRequest, result: BakeResult, level: Level | None, *, as_json: bool) -> None:
+    """Verify what was baked, unless this very artifact has passed already.
+
+    Raises:
+        CheckFailedError: it is not right.
+    """
+    if result.artifact is None or request.bare or level == "none":
+        return  # it is in a cloud; or only the half of a node; or nobody wants to know
+    from imagebuilder.cli.request import read_config
+    from imagebuilder.verify.kept import key, passed_before
+    from imagebuilder.vm.accel import can_boot
+
+    config = read_config(settings.file, Path.cwd())
+    boot = level == "full" or (level is None and can_boot(request.arch))
+    asked = key(boot=boot, budgets=config.budgets.model_dump(exclude_none=True), waivers=config.waivers)
+    if result.unchanged and passed_before(result.folder, result.manifest["artifact"]["sha256"], asked):
+        return
+    from imagebuilder.cli.verify import run
+    from imagebuilder.verify.run import VerifyRequest
+
+    if not boot and level is None:
+        click.echo("no guest can run here: only the files are checked (imagebuilder doctor)", err=True)
+    run(
+        settings, VerifyRequest(path=result.folder, boot=boot, budgets=config.budgets, waivers=config.waivers),
+        as_json=as_json, keep_in=result.folder,
+    )  # fmt: skip
 
 
 def as_data(result: BakeResult, seconds: float) -> dict[str, object]:

@@ -62,10 +62,10 @@ def command(
 
     ARTIFACT is a disk, or a folder that a bake wrote. The guest is thrown away; the image is only read.
     """
-    from imagebuilder.cli.artifact import find_artifact
     from imagebuilder.cli.monitors import choose_monitor
     from imagebuilder.events import Progress
     from imagebuilder.process import RealRunner
+    from imagebuilder.vm.artifact import find_artifact
     from imagebuilder.vm.boot import BootRequest, boot
 
     found = find_artifact(artifact)

@@ -120,8 +120,8 @@ def find_box(path: Path) -> tuple[Path, str]:
     Raises:
         ArtifactError: the folder holds none.
     """
-    from imagebuilder.cli.artifact import MANIFEST, MAX_MANIFEST
     from imagebuilder.errors import ArtifactError
+    from imagebuilder.vm.artifact import MANIFEST, MAX_MANIFEST
 
     if not path.is_dir():
         return path, ""

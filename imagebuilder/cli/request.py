@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from imagebuilder.cli.settings import Settings
+
 if TYPE_CHECKING:
     from imagebuilder.config import Config
     from imagebuilder.model import BuildRequest
@@ -87,6 +89,7 @@ def request_options(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> None:
         wishes = Wishes(**{item.name: kwargs.pop(item.name) for item in fields(Wishes)})
+        click.get_current_context().ensure_object(Settings).file = wishes.file
         request = make_request(wishes, Path.cwd(), every=kwargs.get("every", False))
         return function(*args, request=request, **kwargs)
 
@@ -111,7 +114,7 @@ def make_request(wishes: Wishes, folder: Path, *, every: bool = False) -> BuildR
     from imagebuilder.config import absolute_source, image_is_path
     from imagebuilder.model import BuildRequest
 
-    config = _config(wishes.file, folder)
+    config = read_config(wishes.file, folder)
     asked, filed = split_os(wishes.os), split_os(config.os)
     name = asked[0] or filed[0]
     release = asked[1] or ((config.release or filed[1]) if filed[0] in ("", name) else "")
@@ -141,7 +144,12 @@ def _joined(one: Iterable[_Item], other: Iterable[_Item]) -> tuple[_Item, ...]:
     return (*one, *other)
 
 
-def _config(path: Path | None, folder: Path) -> Config:
+def read_config(path: Path | None, folder: Path) -> Config:
+    """Return the user's file: the one that is named, else the one in the folder, else one that says nothing.
+
+    Raises:
+        DataError: it cannot be read, or does not follow its schema.
+    """
     from imagebuilder.config import FILE_NAME, Config, load_config
 
     if path is not None:

@@ -15,7 +15,9 @@ PROGRAM = "imagebuilder"
 # The first line of each verb's help, so that the list needs no import; a test compares.
 VERBS: Mapping[str, str] = {
     "bake": "Build a machine image.",
+    "verify": "Prove that a finished image is right, or say what is wrong with it.",
     "boot": "Boot an image under QEMU and time its stages.",
+    "diff": "Show what changed between two images: packages, files, settings, sizes, boot times.",
     "plan": "Show what bake would do; needs no root and no network.",
     "template": "Write a folder for Packer; with --all, one for every cell.",
     "list": "List what can be built: os, targets, cells or kubernetes.",

@@ -25,10 +25,11 @@ def default_cache(environment: Mapping[str, str], home: Path) -> Path:
 
 @dataclass(kw_only=True)
 class Settings:
-    """Global options; the group fills them in, and some verbs take them too."""
+    """Global options; the group fills them in, and some verbs take them too. ``file`` is the user's, where named."""
 
     cache: Path = field(default_factory=lambda: default_cache(os.environ, Path.home()))
     debug: bool = False
+    file: Path | None = None
 
 
 def take_cache(context: click.Context, parameter: click.Parameter, value: Path | None) -> None:

@@ -76,6 +76,11 @@ def probe(runner: process.Runner, name: AcceleratorName, *, timeout: float = PRO
     return f"QEMU ended with {result.returncode}{said}"
 
 
+def can_boot(arch: str) -> bool:
+    """Tell whether a guest of an architecture can run here."""
+    return arch == "amd64" and process.find(QEMU) is not None
+
+
 def accelerator(runner: process.Runner, cache_dir: Path, *, device: Path = KVM_DEVICE) -> Accelerator:
     """Return the accelerator that works here; the answer is remembered until the next boot of this host.
 

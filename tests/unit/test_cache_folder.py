@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from imagebuilder.__main__ import main
-from imagebuilder.cli.artifact import find_artifact
 from imagebuilder.cli.cache import duration
 from imagebuilder.errors import ArtifactError
+from imagebuilder.vm.artifact import find_artifact
 
 DAY = 86400.0
 Capture = pytest.CaptureFixture[str]

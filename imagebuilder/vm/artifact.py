@@ -59,7 +59,7 @@ def disk_format(path: Path) -> DiskFormat:
 
 
 def _in_folder(folder: Path) -> Artifact:
-    manifest = _manifest(folder / MANIFEST)
+    manifest = read_manifest(folder / MANIFEST)
     match manifest:
         case {"artifact": {"file": str(name), "format": "qcow2" | "raw" as said}} if Path(name).name == name:
             disk = folder / name
@@ -71,7 +71,7 @@ def _in_folder(folder: Path) -> Artifact:
     return Artifact(disk=disk, disk_format=found, name=str(manifest.get("id", folder.name)))
 
 
-def _manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as stream:
             data = json.loads(stream.read(MAX_MANIFEST))
