@@ -54,8 +54,9 @@ def command(
 ) -> None:  # fmt: skip
     """Build a machine image.
 
-    OUTPUT/<build identifier>/ gets the disk, manifest.json, SHA256SUMS and what its verification found. What has not changed since an earlier
-    bake comes from the cache. The direct engine needs root, the packer engine needs packer; see "imagebuilder doctor".
+    OUTPUT/<build identifier>/ gets the disk, manifest.json, SHA256SUMS, and verify.json and verify.html, which say
+    what was proven. What has not changed since an earlier bake comes from the cache. The direct engine needs root, the
+    packer engine needs packer; see "imagebuilder doctor".
     """
     from imagebuilder.bake import BakeOptions, bake
     from imagebuilder.cells import plan_request

@@ -52,9 +52,9 @@ def command(
 ) -> None:  # fmt: skip
     """Prove that a finished image is right, or say what is wrong with it.
 
-    ARTIFACT is a folder that a bake wrote, or any disk: raw, qcow2, VMDK, VHD, a Compute Engine tar.gz, a .box or .ova.
-    It is only read; what boots is thrown away. Exits with 0 when every check holds and with 1 when one does not; a check
-    that could not run does not hold.
+    ARTIFACT is a folder that a bake wrote, or any disk: raw, qcow2, VMDK, VHD, a Compute Engine tar.gz, a .box or
+    .ova. It is only read; what boots is thrown away. Exits with 0 when every check holds and with 1 when one does
+    not; a check that could not run does not hold.
     """
     from imagebuilder.cli.request import read_config
     from imagebuilder.verify.budgets import parse_budget

@@ -1,4 +1,4 @@
-"""What a verification leaves beside the artifact: ``verify.json`` and ``verify.html``; and whether one is still good."""
+"""What a verification leaves beside the artifact: ``verify.json`` and ``verify.html``; whether one is still good."""
 
 from __future__ import annotations
 

@@ -72,6 +72,11 @@ def _in_folder(folder: Path) -> Artifact:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
+    """Return the manifest of an image.
+
+    Raises:
+        ArtifactError: there is none, or it cannot be read.
+    """
     try:
         with path.open("rb") as stream:
             data = json.loads(stream.read(MAX_MANIFEST))
