@@ -13,6 +13,7 @@ from imagebuilder.direct.virtual import DiskSource
 from imagebuilder.errors import ArtifactError
 from imagebuilder.verify.disks.ext4 import Ext4
 from imagebuilder.verify.disks.ext4head import is_ext4
+from imagebuilder.verify.disks.fat import Fat
 from imagebuilder.verify.disks.source import SECTOR, Window, read
 from imagebuilder.verify.model import Partition
 from imagebuilder.verify.tree import Tree
@@ -90,4 +91,4 @@ def find_esp(disk: DiskSource, found: Sequence[Partition]) -> Tree | None:
     Raises:
         ArtifactError: it has no FAT, or a damaged one.
     """
-    return None
+    return next((Fat(Window(disk, one.start, one.size)) for one in found if one.type in _ESPS), None)
