@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from imagebuilder.verify.budgets import Spent
 from imagebuilder.verify.model import Check, Outcome, Report
-from imagebuilder.verify.report.words import counts, lines_of, said
+from imagebuilder.verify.report.words import WORST_FIRST, counts, lines_of, said
 
 _MARKS = {Outcome.PASSED: "ok", Outcome.FAILED: "FAILED", Outcome.NOT_RUN: "NOT RUN", Outcome.WAIVED: "waived"}
 
@@ -38,7 +38,7 @@ def as_text(report: Report, checks: Sequence[Check], budgets: Sequence[Spent] = 
         checks: their words; budgets have theirs in ``BUDGET_CHECKS``.
         budgets: what is spent of each.
     """
-    lines = list(reversed(lines_of(report, checks)))
+    lines = sorted(lines_of(report, checks), key=lambda line: -WORST_FIRST.index(line.result.outcome))
     stages = sorted({stage for boot in report.boots for stage in boot.stages}, key=lambda stage: _when(report, stage))
     return TextReport(
         checks=Rows(
@@ -68,7 +68,9 @@ def as_text(report: Report, checks: Sequence[Check], budgets: Sequence[Spent] = 
 
 def verdict(report: Report) -> str:
     """Return how a report ends, in a sentence."""
-    said = ", ".join(f"{number} {outcome.value}" for outcome, number in counts(report.results).items() if number)
+    said = ", ".join(
+        f"{number} {outcome.value.replace('-', ' ')}" for outcome, number in counts(report.results).items() if number
+    )
     if not report.results:
         return f"{report.name}: nothing was checked, which is a failure"
     holds = "does not hold" if report.failures else "holds"
