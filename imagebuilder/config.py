@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ from pydantic import BeforeValidator, Field
 from imagebuilder.strict import Strict, Strings, label, read_toml, validate
 
 FILE_NAME = "imagebuilder.toml"
+_SIZE = re.compile(r"^\s*(\d{1,15}(?:\.\d{1,6})?)\s*((?:[KMGTkmgt]i?)?B?)\s*$", re.ASCII)
 
 Paths = Annotated[tuple[Annotated[Path, Field(strict=False)], ...], Field(strict=False)]
 
@@ -28,6 +30,42 @@ class Mirror(Strict):
 
 def _table(value: Any) -> Any:
     return {"url": value} if isinstance(value, str) else value
+
+
+def size_in_bytes(value: Any) -> Any:
+    """Return a size as bytes: ``450 MB`` is of powers of 1000, ``1.2 GiB`` of powers of 1024; a number stays.
+
+    Raises:
+        ValueError: a text that is no size.
+    """
+    if not isinstance(value, str):
+        return value
+    found = _SIZE.match(value)
+    if not found:
+        raise ValueError('a size is like "450 MB", "1.2 GiB", or a number of bytes')
+    power = "BKMGT".index((found[2] or "B")[0].upper())
+    return round(float(found[1]) * (1024 if "i" in found[2] else 1000) ** power)
+
+
+_Size = Annotated[int, BeforeValidator(size_in_bytes, json_schema_input_type=int | str), Field(ge=0)]
+_Count = Annotated[int, Field(ge=0)]
+
+
+class Budgets(Strict):
+    """What an image may cost. What is not stated has no limit."""
+
+    image_size: _Size | None = Field(
+        default=None, description='Of the artifact file: bytes, or a text such as "450 MB" or "0.4 GiB".'
+    )
+    installed_size: _Size | None = Field(default=None, description="Of all files in the root file system; likewise.")
+    boot_ratio: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="Seconds until kubelet is healthy, divided by the seconds of the same run's reference.",
+    )
+    boot_steps: _Count | None = Field(default=None, description="Steps that are left for boot.")
+    enabled_units: _Count | None = Field(default=None, description="Systemd units that are enabled.")
+    packages: _Count | None = Field(default=None, description="Installed packages.")
+    open_ports: _Count | None = Field(default=None, description="Sockets that listen on more than loopback.")
 
 
 AnyMirror = Annotated[Mirror, BeforeValidator(_table, json_schema_input_type=str | Mirror)]
@@ -51,6 +89,12 @@ class Config(Strict):
     )
     source: Mapping[str, str] = Field(default={}, description="Kind of source, per component.")
     mirror: Mapping[str, AnyMirror] = Field(default={}, description="Other addresses, by name.")
+    budgets: Budgets = Field(
+        default_factory=Budgets, description="What the image may cost; more fails its verification."
+    )
+    waivers: Mapping[str, Annotated[str, Field(pattern=r"\S")]] = Field(
+        default={}, description="Why the failure of a check is accepted, by the check's id."
+    )
 
 
 def load_config(path: Path) -> Config:

@@ -18,7 +18,7 @@ shellcheck:shellcheck dash:dash docker-registry:docker-registry apt-ftparchive:a
 grub-mkimage:grub-common /usr/lib/grub/i386-pc/boot.img:grub-pc-bin e2fsck:e2fsprogs busybox:busybox-static
 packer:packer xorriso:xorriso dnf:dnf rpmbuild:rpm createrepo_c:createrepo-c /etc/dnf/plugins/versionlock.conf:dnf-plugins-core
 mkfs.vfat:dosfstools mcopy:mtools vagrant:vagrant rsync:rsync dnsmasq:dnsmasq-base virsh:libvirt-clients libvirtd:libvirt-daemon
-/etc/libvirt/qemu.conf:libvirt-daemon-system /usr/share/doc/vagrant-libvirt:vagrant-libvirt
+/etc/libvirt/qemu.conf:libvirt-daemon-system /usr/share/doc/vagrant-libvirt:vagrant-libvirt chromium:chromium
 "
 [ "${1:-}" != tests ] || wanted="$wanted $for_tests"
 missing=""

@@ -61,15 +61,18 @@ def read_box(path: Path) -> BoxInfo:
             size = path.stat().st_size
             if not path.is_file() or size > MAX_PACKED:
                 raise ArtifactError(f"{path} is no file of at most {MAX_PACKED >> 30} GiB", hint=_HINT)
-            return _box(_Plain(stream, size))
+            return _box(Plain(stream, size))
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}", hint=f"ls -l {path}") from error
     except (MalformedError, zlib.error) as error:
         raise ArtifactError(f"{path} is no box: {error}", hint=_HINT) from error
 
 
-class _Plain:
-    """The tar inside, read once from front to back, uncompressed when it is gzip."""
+class Plain:
+    """The tar inside a file of ``size`` bytes, read once from front to back, uncompressed when it is gzip.
+
+    Reading it raises MalformedError or zlib.error where the stream is damaged, or unpacks to more than a box can hold.
+    """
 
     def __init__(self, stream: IO[bytes], size: int) -> None:
         self._stream, self._cap = stream, min(MAX_UNPACKED, max(1, size) * MAX_RATIO)
@@ -103,7 +106,7 @@ class _Plain:
         return data
 
 
-def _box(tar: _Plain) -> BoxInfo:
+def _box(tar: Plain) -> BoxInfo:
     files: dict[str, int] = {}
     kept: dict[str, bytes] = {}
     for header, name in _entries(tar):
@@ -134,7 +137,7 @@ def _box(tar: _Plain) -> BoxInfo:
     )  # fmt: skip
 
 
-def _entries(tar: _Plain) -> Iterator[tuple[Header, str]]:
+def _entries(tar: Plain) -> Iterator[tuple[Header, str]]:
     """Yield the files; the caller reads or skips each one's bytes before it asks for the next."""
     for _ in range(MAX_ENTRIES):
         header = parse_header(tar.read(BLOCK))
@@ -153,7 +156,7 @@ def _entries(tar: _Plain) -> Iterator[tuple[Header, str]]:
     raise MalformedError(f"more than {MAX_ENTRIES} entries")
 
 
-def _skip(tar: _Plain, header: Header, read: int) -> None:
+def _skip(tar: Plain, header: Header, read: int) -> None:
     left = -(-header.size // BLOCK) * BLOCK - read
     while left:
         piece = tar.read(min(CHUNK, left))

@@ -106,7 +106,7 @@ def parse_header(block: bytes) -> Header | None:
         raise MalformedError("not a tar")
     name, prefix = _field(block[:100]), _field(block[345:500]) if block[257:262] == b"ustar" else ""
     full = f"{prefix}/{name}" if prefix else name
-    return Header(name=full, kind=block[156:157], size=_octal(block[124:136]))
+    return Header(name=full, kind=block[156:157], size=parse_number(block[124:136]))
 
 
 class _Archive:
@@ -249,7 +249,14 @@ def _field(data: bytes) -> str:
         raise MalformedError("a name is not UTF-8") from None
 
 
-def _octal(data: bytes) -> int:
+def parse_number(data: bytes) -> int:
+    """Return a number of a tar header: octal, or base 256 where that is too short (GNU tar, "Extensions").
+
+    Raises:
+        MalformedError: it is neither.
+    """
+    if data[:1] == b"\x80":
+        return int.from_bytes(data[1:], "big")
     digits = data.strip(b"\0 ")
     if not _OCTAL.fullmatch(digits):
         raise MalformedError("a size in a tar header is not octal")
