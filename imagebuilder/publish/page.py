@@ -28,7 +28,7 @@ def render_page(state: State, boxes: Sequence[BoxEntry]) -> str:
         for box in boxes
         if box.versions
     ]
-    return _template().render(state=state, boxes=rows)
+    return load_template(_TEMPLATE).render(state=state, boxes=rows)
 
 
 def size(count: int) -> str:
@@ -42,10 +42,11 @@ def size(count: int) -> str:
 
 
 @cache
-def _template() -> jinja2.Template:
+def load_template(path: Path) -> jinja2.Template:
+    """Return the template of a page: what it is given is escaped, and a name that it is not given is an error."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters["size"] = size
-    return environment.from_string(_TEMPLATE.read_text("utf-8"))
+    return environment.from_string(path.read_text("utf-8"))

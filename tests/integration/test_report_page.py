@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.server
 import re
 import shutil
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,9 +15,7 @@ import pytest
 from imagebuilder.process import RealRunner
 from imagebuilder.verify.budgets import Spent
 from imagebuilder.verify.report.page import as_html
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
-import report_samples as samples
+from tests import report_samples as samples
 
 pytestmark = pytest.mark.integration
 

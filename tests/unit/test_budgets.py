@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import report_samples as samples
 
 from imagebuilder.config import Budgets, load_config, size_in_bytes
 from imagebuilder.errors import DataError, UsageError
 from imagebuilder.verify.budgets import BUDGET_CHECKS, check_budgets, parse_budget, spending
 from imagebuilder.verify.model import CheckResult, Outcome
 from imagebuilder.verify.waivers import apply_waivers, is_waiver_unused
+from tests import report_samples as samples
 
 ALL = {
     "image_size": 320 << 20, "installed_size": 600 << 20, "boot_ratio": 9.1, "boot_steps": 6, "enabled_units": 2,

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import report_samples as samples
 from test_inventory import FILES, image_of
 
 from imagebuilder.errors import ArtifactError
 from imagebuilder.verify import diff
 from imagebuilder.verify.report.document import as_json
 from imagebuilder.verify.tree import Changed, Entry, file, link
+from tests import report_samples as samples
 
 BASE: dict[str, Any] = {
     **FILES,

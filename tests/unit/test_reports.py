@@ -12,7 +12,6 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
-import report_samples as samples
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +26,7 @@ from imagebuilder.verify.report.page import as_html
 from imagebuilder.verify.report.page_of_checks import render_markdown
 from imagebuilder.verify.report.text import as_text
 from imagebuilder.verify.report.treemap import HEIGHT, NO_PACKAGE, WIDTH, Box, layers_of, squarify, treemap
+from tests import report_samples as samples
 
 DOCUMENT = as_json(samples.report(), samples.CHECKS, samples.spent())
 HOSTILE = "<script>alert(1)</script>\x1b]0;x\x07 \u202e \x00 & ]]> \ud800"

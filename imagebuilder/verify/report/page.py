@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from imagebuilder import __version__
-from imagebuilder.publish.page import size
+from imagebuilder.publish.page import load_template, size
 from imagebuilder.verify.budgets import Spent
 from imagebuilder.verify.changes import Baseline, Changes, changes_since
 from imagebuilder.verify.model import Boot, Check, Outcome, Report
@@ -46,7 +43,8 @@ def as_html(
     """
     layers = layers_of(report.inventory, _layer_by_package(report))
     lines = lines_of(report, checks)
-    text = _template().render(
+    text = load_template(_TEMPLATE).render(
+        signed_size=signed_size,
         report=report,
         passed=passed(report),
         verdict=verdict(report),
@@ -126,14 +124,3 @@ def _changes(report: Report, baseline: Baseline | None) -> Changes | None:
 def signed_size(count: int) -> str:
     """Return how many bytes more or less, for people."""
     return f"{'-' if count < 0 else '+'}{size(abs(count))}"
-
-
-@cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )  # fmt: skip
-    environment.filters["size"] = size
-    environment.filters["signed_size"] = signed_size
-    return environment.from_string(_TEMPLATE.read_text("utf-8"))
