@@ -19,10 +19,10 @@ SAID = 300  # bytes of the last that it wrote to its standard error
 FILE_BLOCKS = 4096  # of 512 bytes: what a command that floods may put into a file
 TIMED_OUT = (124, 128 + 9)  # coreutils' timeout: by SIGTERM, by SIGKILL
 
-# POSIX; the standard error lies in /run, which is memory.
+# POSIX. In a guest the standard error lies in /run, which is memory.
 _SCRIPT = r"""
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C
-folder=$(mktemp -d /run/imagebuilder-verify.XXXXXX) || exit 1
+folder=$(mktemp -d ${TMPDIR:-/run}/imagebuilder-verify.XXXXXX) || exit 1
 trap 'rm -rf "$folder"' EXIT
 ask() {
     read -r start _ < /proc/uptime

@@ -78,7 +78,7 @@ class LiveGuest:
     def run(self, command: str, *, timeout: float, stdin: bytes = b"") -> Result:
         """Run a command; see :class:`Shell`."""
         result = self._shell.run(command, timeout=timeout, check=False, stdin=stdin)
-        self._machine.console.poll()  # a console without bounds ends here
+        self._machine.console.drain()  # a console without bounds ends here, at its limit
         if result.returncode == LOST:
             self._machine.check()
             raise BootError("the connection to the guest broke", context="\n".join(result.tail))

@@ -25,17 +25,18 @@ from imagebuilder.verify.model import Boot, BootedCheck, CheckResult, Outcome, S
 
 # Deadlines of the stages, in seconds: under emulation on a busy host each takes a tenth of it.
 SETTLE_SECONDS, APPLY_SECONDS, POD_SECONDS, ASK_SECONDS = 400.0, 300.0, 300.0, 600.0
+MARGIN_SECONDS = 60.0  # for a guest to say itself that a time is over
 GUEST_FILE = "/run/imagebuilder-verify.ibdata"
 PAUSE = "registry.k8s.io/pause:3.10.1"  # where no manifest says which one it is; only its name is wrong then
 SOCKETS = "sockets-known"
 
-_SETTLE = f"timeout {SETTLE_SECONDS:.0f} systemctl is-system-running --wait"
-_CONFIGURED = f"[ -e {CONFIG} ]"
-_TRUST = f"mkdir -p /etc/imagebuilder/trust.d && cat > {TRUST_FILE}"
-_APPLY = f"cat > {GUEST_FILE} && imagebuilder-agent apply {GUEST_FILE}"
-# The pods of an image that brings its own configuration are given the same time.
-_WAIT = f"""end=$(($(cut -d. -f1 /proc/uptime) + {POD_SECONDS:.0f}))
-command -v crictl kubelet > /dev/null || exit 0
+SETTLE = "timeout {seconds:.0f} systemctl is-system-running --wait"
+CONFIGURED = f"[ -e {CONFIG} ]"
+TRUST = f"mkdir -p /etc/imagebuilder/trust.d && cat > {TRUST_FILE}"
+APPLY = f"cat > {GUEST_FILE} && imagebuilder-agent apply {GUEST_FILE}"
+# The pods of an image that brings its own configuration are given the same time; without any there are none.
+WAIT = f"""command -v crictl > /dev/null && [ -e {CONFIG} ] || exit 0
+end=$(($(cut -d. -f1 /proc/uptime) + {{seconds:.0f}}))
 until {HEALTHZ} | grep -q ' 200 ' && crictl ps --state Running -o json | grep -q podSandboxId; do
     [ "$(cut -d. -f1 /proc/uptime)" -lt $end ] || exit 0
     sleep 1
@@ -108,22 +109,24 @@ def verify_booted(
         with progress.stage(f"verify:{firmware}", f"Verify a boot under {firmware}") as stage:
             _boot(session, state, opener or partial(opened, start), stage, whole=index == 0)
         boots.append(state)
-    results = tuple(merged([(one.firmware, one.result(check)) for one in boots if check in one.checks])
-                    for check in checks)  # fmt: skip
+    results = tuple(
+        merged(check.id, [(one.firmware, one.result(check)) for one in boots if check in one.checks])
+        for check in checks
+    )
     return results, tuple(_described(one) for one in boots), boots[0].sockets if boots else ()
 
 
-def merged(results: list[tuple[str, CheckResult]]) -> CheckResult:
+def merged(name: str, results: list[tuple[str, CheckResult]]) -> CheckResult:
     """Return one result of those of each firmware: the worst, with the firmware said where there are several."""
+    if not results:
+        return CheckResult(id=name, outcome=Outcome.NOT_RUN, reason="the target has no firmware to boot under")
     if len(results) == 1:
         return results[0][1]
     worst = [Outcome.FAILED, Outcome.NOT_RUN]
     bad = [(firmware, one) for firmware, one in results if one.outcome in worst]
-    if not results:
-        return CheckResult(id="", outcome=Outcome.NOT_RUN, reason="no firmware is named")
     outcome = min((one.outcome for _, one in bad), key=worst.index) if bad else Outcome.PASSED
     return CheckResult(
-        id=results[0][1].id, outcome=outcome,
+        id=name, outcome=outcome,
         found=tuple(f"{firmware}: {line}" for firmware, one in bad for line in one.found),
         reason="; ".join(f"{firmware}: {one.reason}" for firmware, one in bad if one.reason),
         seconds=round(sum(one.seconds for _, one in results), 2),
@@ -178,19 +181,20 @@ class Session:
 
     def settle(self, guest: Shell) -> None:
         """Wait until systemd has started everything; whether it has is for a check to say."""
-        guest.run(_SETTLE, timeout=min(SETTLE_SECONDS + 30, self.timeout))
+        seconds = min(SETTLE_SECONDS, self.timeout)
+        guest.run(SETTLE.format(seconds=seconds), timeout=seconds + MARGIN_SECONDS)
 
     def configure(self, guest: Shell) -> str:
         """Apply a data package of this run; return what was wrong with that, or nothing.
 
         An image that brings a configuration of its own keeps it: kubelet runs already.
         """
-        if guest.run(_CONFIGURED, timeout=min(APPLY_SECONDS, self.timeout)).returncode == 0:
+        if guest.run(CONFIGURED, timeout=min(APPLY_SECONDS, self.timeout)).returncode == 0:
             return ""
         image = str(self.subject.capability("pauseImage") or PAUSE)
         made = throwaway(self.scratch, image=image, family=self.subject.family, now=datetime.now(UTC))
         timeout = min(APPLY_SECONDS, self.timeout)
-        for command, data in ((_TRUST, made.public), (_APPLY, made.data)):
+        for command, data in ((TRUST, made.public), (APPLY, made.data)):
             result = guest.run(command, timeout=timeout, stdin=data)
             if result.returncode:
                 return f"the data package was not applied: {' '.join(result.tail[-3:])} ({result.returncode})"
@@ -198,7 +202,8 @@ class Session:
 
     def wait(self, guest: Shell) -> None:
         """Wait until a pod runs, or cannot; whether it does is for a check to say."""
-        guest.run(_WAIT, timeout=min(POD_SECONDS + 60, self.timeout))
+        seconds = min(POD_SECONDS, self.timeout)
+        guest.run(WAIT.format(seconds=seconds), timeout=seconds + MARGIN_SECONDS)
 
 
 def _boot(session: Session, state: _Boot, opener: Opener, stage: Stage, *, whole: bool) -> None:
@@ -211,6 +216,8 @@ def _boot(session: Session, state: _Boot, opener: Opener, stage: Stage, *, whole
     except (BootError, DeadlineError, CommandError, PackageError) as error:
         state.reason = error.message
         stage.note(f"{state.firmware}: {error.message}")
+        for line in error.context.splitlines():
+            stage.log(line)
     bad = [check.id for check in state.checks if not state.result(check).holds]
     stage.summary = f"{state.firmware}: {len(state.checks) - len(bad)} of {len(state.checks)} booted checks hold"
 

@@ -185,6 +185,10 @@ def unaltered(text: str, _: Subject) -> Iterator[str]:
 
 _BTIME = "sed -n 's/^btime //p' /proc/stat"
 _COUNT = "if command -v dpkg-query > /dev/null; then dpkg-query -W | wc -l; else rpm -qa | wc -l; fi"
+# The shell's own read: under emulation a program for each would take seconds.
+_SYSCTL = "\n".join(
+    f'value=; read -r value < /proc/sys/{name.replace(".", "/")}; echo "{name}=$value"' for name in SYSCTL
+)
 _HOLDS = """
 echo '== installed'
 if command -v dpkg-query > /dev/null; then
@@ -277,8 +281,7 @@ CHECKS = (
         why="A file of the distribution that is read later undoes ours: only the running kernel tells.",
         link="https://kubernetes.io/docs/tasks/administer-cluster/kubelet-config-file/",
         fix="sysctl --system lists which file set a parameter last.",
-        command=f"for name in {' '.join(SYSCTL)}; do "
-        "echo \"$name=$(cat /proc/sys/$(echo $name | tr . /))\"; done",
+        command=_SYSCTL,
         judge=sysctl,
     ),
     BootedCheck(

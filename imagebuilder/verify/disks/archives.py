@@ -169,8 +169,8 @@ def _write(tar: Plain, member: Member, head: bytes, out: IO[bytes]) -> None:
         at = offset
         while at < offset + length:
             wanted = min(CHUNK, offset + length - at)
-            chunk = head[:wanted] or tar.read(wanted)
-            head = head[len(chunk) :]
+            # One piece, so that blocks of zeros stand where they will stand in the file.
+            chunk, head = head[:wanted] + tar.read(max(wanted - len(head), 0)), head[wanted:]
             if not chunk:
                 raise MalformedError(f"the tar is cut off in {member.name!r}")
             for start, stop in nonzero_runs(chunk, len(chunk)):
