@@ -207,7 +207,7 @@ def through_the_command_line(cache: Path, want: Want) -> int:
         sys.exit(0)
 
     imagebuilder.bake.bake = instead  # type: ignore[assignment]
-    return main(["bake", "--os", "debian", "--target", "raw"])
+    return main(["bake", "--os", "debian", "--target", "raw", "--verify", "none"])
 
 
 @contextlib.contextmanager
