@@ -54,9 +54,13 @@ def pause_image(text: str, subject: Subject) -> Iterator[str]:
     stated = subject.capability("pauseImage")
     if stated and stated != configured:
         yield f"containerd takes {configured}, the manifest says {stated}"
-    images = [tag for one in _object(parts.get("images", "")).get("images", []) for tag in one.get("repoTags") or []]
-    if configured not in images:
+    images = [
+        one for one in _object(parts.get("images", "")).get("images", []) if configured in (one.get("repoTags") or [])
+    ]
+    if not images:
         yield f"{configured} is not in the image: the first pod waits for a registry"
+    elif not images[0].get("pinned", True):  # older versions of the CRI do not tell
+        yield f"{configured} is not pinned: it may be deleted when the disk fills"
 
 
 def cri_answers(text: str, subject: Subject) -> Iterator[str]:

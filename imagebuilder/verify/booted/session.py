@@ -64,18 +64,9 @@ class _Boot:
 
 
 def verify_booted(
-    subject: Subject,
-    disk: Path,
-    disk_format: str,
-    *,
-    runner: Runner,
-    progress: Progress,
-    cache_dir: Path,
-    scratch: Path,
-    timeout: float,
-    kubernetes: str,
-    opener: Opener | None = None,
-) -> tuple[tuple[CheckResult, ...], tuple[Boot, ...], tuple[str, ...]]:
+    subject: Subject, disk: Path, disk_format: str, *, runner: Runner, progress: Progress, cache_dir: Path,
+    scratch: Path, timeout: float, kubernetes: str, opener: Opener | None = None,
+) -> tuple[tuple[CheckResult, ...], tuple[Boot, ...], tuple[str, ...]]:  # fmt: skip
     """Return the results of the booted checks, the boots, and what listened on more than loopback.
 
     Args:
@@ -93,7 +84,7 @@ def verify_booted(
     Raises:
         UsageError: the disk cannot be booted here.
         ToolMissingError: QEMU, OVMF or OpenSSH is not installed.
-    """  # fmt: skip
+    """
     start = Start(
         disk=disk, disk_format=disk_format, arch=subject.arch, cache_dir=cache_dir, scratch=scratch, timeout=timeout,
         runner=runner, progress=progress,
