@@ -12,6 +12,8 @@ from imagebuilder.verify.model import BootedCheck, Subject
 
 RUNC = "io.containerd.runc.v2"
 DEPTH = 12  # of tables in containerd's configuration; the deepest that it writes has 7
+# For the shell: what kubeadm of the guest's own version wants; without a version it would ask the network for one.
+KUBEADM_IMAGES = 'kubeadm config images list --kubernetes-version "$(kubelet --version | cut -d" " -f2)"'
 DRIVERS = ("overlay2", "overlayfs")  # docker's own, and containerd's snapshotter, docker's default since 29
 
 
@@ -147,8 +149,8 @@ CHECKS = (
         why="Otherwise the first pod of every node waits for a registry, or is collected as garbage.",
         link="https://kubernetes.io/docs/setup/production-environment/container-runtimes/#override-pause-image-containerd",
         fix="Set containerd's sandbox image to what kubeadm config images list names, and preload it.",
-        command="echo '== config'; containerd config dump; echo '== kubeadm'; kubeadm config images list "
-        '--kubernetes-version "$(kubelet --version | cut -d" " -f2)"; echo "== images"; crictl images -o json',
+        command=f"echo '== config'; containerd config dump; echo '== kubeadm'; {KUBEADM_IMAGES}; "
+        "echo '== images'; crictl images -o json",
         judge=pause_image,
     ),
     BootedCheck(
