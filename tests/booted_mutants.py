@@ -114,7 +114,9 @@ MUTANTS = (
         id="cri-ready",
         breaks="mv /etc/cni/net.d/10-bridge.conflist /var/tmp/ && for second in 1 2 3 4 5 6 7 8 9; do "
         "crictl info | grep -q NetworkPluginNotReady && break; sleep 1; done",
-        mends="mv /var/tmp/10-bridge.conflist /etc/cni/net.d/ && sleep 5",
+        # containerd looks again when a file is written or goes, not when one is moved in.
+        mends="cat /var/tmp/10-bridge.conflist > /etc/cni/net.d/10-bridge.conflist && "
+        "while crictl info | grep -q NetworkPluginNotReady; do sleep 1; done",
     ),
     Mutant(
         id="docker-answers", breaks="systemctl stop docker.service docker.socket", mends="systemctl start docker"

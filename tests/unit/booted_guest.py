@@ -54,12 +54,14 @@ class FakeGuest:
         dies: the command, or name of a check, at which the guest is gone.
         configured: whether the image brings a kubelet configuration.
         code: how the agent ends.
+        pause: the image that its kubeadm wants.
     """
 
     said: Mapping[str, str]
     dies: str = ""
     configured: bool = False
     code: int = 0
+    pause: str = ""
     log: list[str] = field(default_factory=list)
     given: list[bytes] = field(default_factory=list)
     seconds: float = 90.0
@@ -77,7 +79,7 @@ class FakeGuest:
             name = _name(command)
             self._step(name)
             self.given += [stdin] if stdin else []
-            text = "86.5 100.0\n" if name == "uptime" else ""
+            text = {"uptime": "86.5 100.0\n", "pause": self.pause}.get(name, "")
             code = {"configured": 0 if self.configured else 1, "apply": self.code}.get(name, 0)
         return Result(argv=(command,), returncode=code, stdout=text, tail=(), seconds=0.1)
 
@@ -103,6 +105,7 @@ def _name(command: str) -> str:
     known = {
         session.UPTIME: "uptime", session.SETTLE.format(seconds=400): "settle", session.CONFIGURED: "configured",
         session.TRUST: "trust", session.APPLY: "apply", session.WAIT.format(seconds=300): "wait",
+        session.PAUSE: "pause",
     }  # fmt: skip
     return known[command]
 

@@ -61,7 +61,8 @@ BAD = (
     ("pause-image-agreed", 'sandbox_image = "registry.k8s.io/pause:3.10.1"', 'sandbox_image = "p:1"', "kubeadm wants"),
     ("pause-image-agreed", 'sandbox_image = "registry.k8s.io/pause:3.10.1"', "", "names no sandbox image"),
     ("pause-image-agreed", "\nregistry.k8s.io/pause:3.10.1", "", "kubeadm does not name"),
-    ("pause-image-agreed", '"registry.k8s.io/pause:3.10.1"\n', '"other:1"\n', "waits for a registry"),
+    ("pause-image-agreed", ' "registry.k8s.io/pause:3.10.1"\n      ],', ' "other:1"\n      ],', "waits for a registry"),
+    ("pause-image-agreed", '"pinned":  true', '"pinned":  false', "may be deleted"),
     ("cri-answers", "== unit\nactive", "== unit\nfailed", "containerd.service is failed"),
     ("cri-answers", "containerd\n", "crio\n", "no containerd answers"),
     ("cri-answers", "1.7.24", "1.7.23", "containerd 1.7.23"),
@@ -214,7 +215,7 @@ def test_what_was_said_beside_a_finding_is_told() -> None:
         ("udp UNCONN 0 0 [::1]:323 [::]:*", ()),
         ("tcp LISTEN 0 5 [::ffff:127.0.0.1]:99 *:*", ()),
         ("tcp LISTEN 0 5", ()),
-        ("tcp LISTEN 0 5 *:x *:*", ()),
+        ("tcp LISTEN 0 5 *:x *:*", ("tcp/x",)),
     ],
 )
 def test_a_socket_is_open_when_it_listens_on_more_than_loopback(line: str, found: tuple[str, ...]) -> None:

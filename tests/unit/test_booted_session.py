@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,10 +12,11 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from imagebuilder.datapackage.format import unpack
 from imagebuilder.datapackage.signing import PublicKey, verify
-from imagebuilder.errors import BootError, DeadlineError, ToolMissingError
+from imagebuilder.errors import BootError, DeadlineError, ToolMissingError, UsageError
 from imagebuilder.events import Progress, Tape
+from imagebuilder.process import Result
 from imagebuilder.verify.booted import CHECKS, EVERY_BOOT
-from imagebuilder.verify.booted.guest import cidata
+from imagebuilder.verify.booted.guest import LOST, LiveGuest, Start, cidata, opened
 from imagebuilder.verify.booted.session import merged, verify_booted
 from imagebuilder.verify.model import Boot, CheckResult, Outcome, Subject
 from tests.unit.booted_guest import FakeGuest, Opener, golden, subject
@@ -72,6 +74,19 @@ def test_the_package_is_signed_by_the_key_that_the_guest_is_told_to_trust(tmp_pa
     assert pod["spec"]["containers"][0]["image"] == "registry.k8s.io/pause:3.10.1"
     assert package.manifest.role == "standalone"
     assert not any(b"PRIVATE" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_an_image_without_a_manifest_runs_the_pause_image_that_its_kubeadm_wants(tmp_path: Path) -> None:
+    guest = FakeGuest(said=golden(), pause="registry.example/pause:9\n")
+    run(Opener({"bios": guest}), tmp_path, subject(manifest=None))
+    pod = json.loads(unpack(guest.given[1]).files["/etc/kubernetes/manifests/pause.json"])
+    assert pod["spec"]["containers"][0]["image"] == "registry.example/pause:9"
+
+
+def test_an_image_of_which_nobody_tells_the_pause_image_gets_no_package(tmp_path: Path) -> None:
+    guest = FakeGuest(said=golden())
+    results, _, _ = run(Opener({"bios": guest}), tmp_path, subject(manifest=None))
+    assert guest.given == [] and set(results) == APPLICABLE
 
 
 def test_two_runs_have_two_keys(tmp_path: Path) -> None:
@@ -200,3 +215,45 @@ def test_the_seed_lets_root_in_and_leaves_its_password_as_it_is() -> None:
     assert config["users"] == [
         {"name": "root", "lock_passwd": False, "ssh_authorized_keys": ["ssh-ed25519 AAAA imagebuilder"]}
     ]
+
+
+def live(code: int, check: Any = lambda: None, drain: Any = list) -> LiveGuest:
+    """A guest whose machine and shell do as told."""
+    machine: Any = SimpleNamespace(seconds=1.0, check=check, console=SimpleNamespace(drain=drain))
+    result = Result(argv=("ssh",), returncode=code, stdout="", tail=("closed",), seconds=0)
+    shell: Any = SimpleNamespace(run=lambda command, *, timeout, check, stdin: result)
+    return LiveGuest(FakeGuest(said={}).report, machine, shell)
+
+
+def refuse(message: str) -> Any:
+    def fail() -> None:
+        raise BootError(message)
+
+    return fail
+
+
+def test_a_command_that_fails_is_a_result() -> None:
+    assert live(1).run("false", timeout=1).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("guest", "message"),
+    [
+        pytest.param(live(LOST), "the connection to the guest broke", id="connection"),
+        pytest.param(live(LOST, check=refuse("the guest is gone")), "the guest is gone", id="guest"),
+        pytest.param(live(0, drain=refuse("more than 64 MiB")), "more than 64 MiB", id="flood"),
+    ],
+)
+def test_a_guest_that_is_lost_is_no_result(guest: LiveGuest, message: str) -> None:
+    with pytest.raises(BootError, match=message):
+        guest.run("true", timeout=1)
+
+
+@pytest.mark.parametrize(("disk_format", "firmware"), [("vmdk", "bios"), ("raw", "openfirmware")])
+def test_what_cannot_be_booted_here_is_refused(disk_format: str, firmware: str, tmp_path: Path) -> None:
+    start = Start(
+        disk=tmp_path / "x", disk_format=disk_format, arch="amd64", cache_dir=tmp_path, scratch=tmp_path / "s",
+        timeout=1, runner=FakeRunner(), progress=Progress(),
+    )  # fmt: skip
+    with pytest.raises(UsageError), opened(start, firmware):
+        pass

@@ -31,7 +31,7 @@ def open_sockets(text: str) -> tuple[str, ...]:
         address, _, port = words[4].rpartition(":")
         if not _is_loopback(address.partition("%")[0].strip("[]")):
             found.add(f"{words[0]}/{port}")
-    return tuple(sorted(found, key=lambda one: (one.partition("/")[0], int(one.rpartition("/")[2]))))
+    return tuple(sorted(found, key=lambda one: (one[:3], one[4:].zfill(5))))
 
 
 def _is_loopback(address: str) -> bool:

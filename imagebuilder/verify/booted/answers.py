@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-SECONDS = 60  # for one command; the slowest, dpkg -V, takes 10 s under emulation
+SECONDS = 120  # for one command; the slowest, dpkg -V, takes 12 s under emulation
 GRACE = 5  # seconds between SIGTERM and SIGKILL
 LIMIT = 1 << 20  # bytes of one answer; docker's description of itself, the longest, has 20 KiB
 SAID = 300  # bytes of the last that it wrote to its standard error

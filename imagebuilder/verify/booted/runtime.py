@@ -12,6 +12,8 @@ from imagebuilder.verify.model import BootedCheck, Subject
 
 RUNC = "io.containerd.runc.v2"
 DEPTH = 12  # of tables in containerd's configuration; the deepest that it writes has 7
+# For the shell: what kubeadm of the guest's own version wants; without a version it would ask the network for one.
+KUBEADM_IMAGES = 'kubeadm config images list --kubernetes-version "$(kubelet --version | cut -d" " -f2)"'
 DRIVERS = ("overlay2", "overlayfs")  # docker's own, and containerd's snapshotter, docker's default since 29
 
 
@@ -54,9 +56,13 @@ def pause_image(text: str, subject: Subject) -> Iterator[str]:
     stated = subject.capability("pauseImage")
     if stated and stated != configured:
         yield f"containerd takes {configured}, the manifest says {stated}"
-    images = [tag for one in _object(parts.get("images", "")).get("images", []) for tag in one.get("repoTags") or []]
-    if configured not in images:
+    images = [
+        one for one in _object(parts.get("images", "")).get("images", []) if configured in (one.get("repoTags") or [])
+    ]
+    if not images:
         yield f"{configured} is not in the image: the first pod waits for a registry"
+    elif not images[0].get("pinned", True):  # older versions of the CRI do not tell
+        yield f"{configured} is not pinned: it may be deleted when the disk fills"
 
 
 def cri_answers(text: str, subject: Subject) -> Iterator[str]:
@@ -143,8 +149,8 @@ CHECKS = (
         why="Otherwise the first pod of every node waits for a registry, or is collected as garbage.",
         link="https://kubernetes.io/docs/setup/production-environment/container-runtimes/#override-pause-image-containerd",
         fix="Set containerd's sandbox image to what kubeadm config images list names, and preload it.",
-        command="echo '== config'; containerd config dump; echo '== kubeadm'; kubeadm config images list "
-        '--kubernetes-version "$(kubelet --version | cut -d" " -f2)"; echo "== images"; crictl images -o json',
+        command=f"echo '== config'; containerd config dump; echo '== kubeadm'; {KUBEADM_IMAGES}; "
+        "echo '== images'; crictl images -o json",
         judge=pause_image,
     ),
     BootedCheck(

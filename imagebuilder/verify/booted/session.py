@@ -21,13 +21,14 @@ from imagebuilder.verify.booted.answers import Answer, number
 from imagebuilder.verify.booted.guest import Opener, Shell, Start, asked, opened
 from imagebuilder.verify.booted.kubernetes import CONFIG, HEALTHZ, WANTED
 from imagebuilder.verify.booted.package import TRUST_FILE, throwaway
+from imagebuilder.verify.booted.runtime import KUBEADM_IMAGES
 from imagebuilder.verify.model import Boot, BootedCheck, CheckResult, Outcome, Subject, limited
 
 # Deadlines of the stages, in seconds: under emulation on a busy host each takes a tenth of it.
 SETTLE_SECONDS, APPLY_SECONDS, POD_SECONDS, ASK_SECONDS = 400.0, 300.0, 300.0, 600.0
 MARGIN_SECONDS = 60.0  # for a guest to say itself that a time is over
 GUEST_FILE = "/run/imagebuilder-verify.ibdata"
-PAUSE = "registry.k8s.io/pause:3.10.1"  # where no manifest says which one it is; only its name is wrong then
+PAUSE = f"{KUBEADM_IMAGES} | grep -m 1 /pause:"  # for an image of which no manifest tells
 SOCKETS = "sockets-known"
 
 SETTLE = "timeout {seconds:.0f} systemctl is-system-running --wait"
@@ -64,18 +65,9 @@ class _Boot:
 
 
 def verify_booted(
-    subject: Subject,
-    disk: Path,
-    disk_format: str,
-    *,
-    runner: Runner,
-    progress: Progress,
-    cache_dir: Path,
-    scratch: Path,
-    timeout: float,
-    kubernetes: str,
-    opener: Opener | None = None,
-) -> tuple[tuple[CheckResult, ...], tuple[Boot, ...], tuple[str, ...]]:
+    subject: Subject, disk: Path, disk_format: str, *, runner: Runner, progress: Progress, cache_dir: Path,
+    scratch: Path, timeout: float, kubernetes: str, opener: Opener | None = None,
+) -> tuple[tuple[CheckResult, ...], tuple[Boot, ...], tuple[str, ...]]:  # fmt: skip
     """Return the results of the booted checks, the boots, and what listened on more than loopback.
 
     Args:
@@ -93,7 +85,7 @@ def verify_booted(
     Raises:
         UsageError: the disk cannot be booted here.
         ToolMissingError: QEMU, OVMF or OpenSSH is not installed.
-    """  # fmt: skip
+    """
     start = Start(
         disk=disk, disk_format=disk_format, arch=subject.arch, cache_dir=cache_dir, scratch=scratch, timeout=timeout,
         runner=runner, progress=progress,
@@ -189,11 +181,13 @@ class Session:
 
         An image that brings a configuration of its own keeps it: kubelet runs already.
         """
-        if guest.run(CONFIGURED, timeout=min(APPLY_SECONDS, self.timeout)).returncode == 0:
-            return ""
-        image = str(self.subject.capability("pauseImage") or PAUSE)
-        made = throwaway(self.scratch, image=image, family=self.subject.family, now=datetime.now(UTC))
         timeout = min(APPLY_SECONDS, self.timeout)
+        if guest.run(CONFIGURED, timeout=timeout).returncode == 0:
+            return ""
+        image = str(self.subject.capability("pauseImage") or guest.run(PAUSE, timeout=timeout).stdout.strip())
+        if not image:
+            return "no data package was made: nobody tells which pause image is on the node"
+        made = throwaway(self.scratch, image=image, family=self.subject.family, now=datetime.now(UTC))
         for command, data in ((TRUST, made.public), (APPLY, made.data)):
             result = guest.run(command, timeout=timeout, stdin=data)
             if result.returncode:
