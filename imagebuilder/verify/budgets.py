@@ -45,10 +45,11 @@ _BYTES = ("image_size", "installed_size")
 
 
 def _boot_ratio(_: Inventory, boots: Sequence[Boot]) -> float | None:
-    """Return the slowest firmware's ratio; None unless each boot had both kubelet and a reference."""
-    if not boots or any(HEALTHY not in boot.stages or boot.reference <= 0 for boot in boots):
+    """Return the slowest ratio of the boots that went as far as kubelet; None where there was none, or no reference."""
+    far = [boot for boot in boots if HEALTHY in boot.stages]
+    if not far or any(boot.reference <= 0 for boot in far):
         return None
-    return max(boot.stages[HEALTHY] / boot.reference for boot in boots)
+    return max(boot.stages[HEALTHY] / boot.reference for boot in far)
 
 
 _MEASURE: Mapping[str, Callable[[Inventory, Sequence[Boot]], float | None]] = {

@@ -18,6 +18,7 @@ from imagebuilder.process import Result
 from imagebuilder.verify.booted import CHECKS, EVERY_BOOT
 from imagebuilder.verify.booted.guest import LOST, LiveGuest, Start, cidata, opened
 from imagebuilder.verify.booted.session import merged, verify_booted
+from imagebuilder.verify.booted.timeline import COMMANDS
 from imagebuilder.verify.model import Boot, CheckResult, Outcome, Subject
 from tests.unit.booted_guest import FakeGuest, Opener, golden, subject
 from tests.unit.fake_runner import FakeRunner
@@ -59,7 +60,7 @@ def test_it_is_asked_before_the_package_is_applied_and_after(tmp_path: Path) -> 
     run(Opener({"bios": guest}), tmp_path)
     log = guest.log
     assert log[: len(BEFORE) + 6] == ["uptime", "settle", *BEFORE, "configured", "trust", "apply", "wait"]
-    assert set(log[len(BEFORE) + 6 :]) == (APPLICABLE - set(BEFORE)) | {"analyze", "units", "report"}
+    assert set(log[len(BEFORE) + 6 :]) == (APPLICABLE - set(BEFORE)) | set(COMMANDS)
 
 
 def test_the_package_is_signed_by_the_key_that_the_guest_is_told_to_trust(tmp_path: Path) -> None:
@@ -171,7 +172,7 @@ def test_every_further_firmware_is_booted_for_what_it_may_change(tmp_path: Path)
     opener = Opener({"bios": FakeGuest(said=golden()), "uefi": second})
     results, boots, _ = run(opener, tmp_path, subject(firmware=("bios", "uefi")))
     assert outcomes(results) == {Outcome.PASSED: APPLICABLE}
-    assert set(second.log) == {"uptime", "settle", "analyze", "units", "report"} | EVERY_BOOT
+    assert set(second.log) == {"uptime", "settle", *COMMANDS} | EVERY_BOOT
     assert [boot.firmware for boot in boots] == ["bios", "uefi"] == opener.ended
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from imagebuilder.verify.booted.timeline import UNITS, duration, startup, timeline
+from imagebuilder.verify.booted.timeline import UNITS, duration, healthy_after, startup, timeline
 from imagebuilder.verify.model import Span
 
 # Debian 13 under emulation, BIOS.
@@ -56,6 +56,15 @@ def test_the_spans_are_in_order_and_since_power_on() -> None:
         Span(name="kubelet healthy", start=179.4, end=185.48),
         Span(name="static pods", start=185.48, end=206.91),
     )
+
+
+def test_the_time_in_which_a_node_waited_for_its_package_is_not_the_images() -> None:
+    agent = "\n\nId=imagebuilder-agent-local.service\nInactiveExitTimestampMonotonic=9000000\n"
+    said = SAID | {"units": f"{SHOWN}{agent}ActiveEnterTimestampMonotonic=11000000\n"}
+    waiting = timeline(4.0, said, {"apply": 170.0, "applied": 186.0})
+    assert healthy_after(waiting) == pytest.approx(185.48 - (170.0 - 15.0))
+    assert healthy_after(timeline(4.0, said, {})) == 185.48, "one that has its own configuration waits for nothing"
+    assert healthy_after(timeline(4.0, {}, {})) is None
 
 
 def test_firmware_and_boot_loader_are_two_where_they_are_told_apart() -> None:

@@ -155,11 +155,16 @@ def test_what_no_boot_measured_is_a_failure(budgets: Budgets) -> None:
     assert result.reason.startswith("no boot of this run measured")
 
 
-@pytest.mark.parametrize("change", [{"reference": 0.0}, {"stages": {"runtime": 3.0}}])
-def test_one_firmware_without_kubelet_or_reference_leaves_the_ratio_unknown(change: dict[str, object]) -> None:
-    boots = (samples.BOOTS[0], replace(samples.BOOTS[1], **change))  # type: ignore[arg-type]
+def test_a_boot_with_kubelet_and_without_a_reference_leaves_the_ratio_unknown() -> None:
+    boots = (samples.BOOTS[0], replace(samples.BOOTS[1], reference=0.0))
     (spent,) = spending(Budgets(boot_ratio=100), samples.INVENTORY, boots)
     assert (spent.value, spent.left) == (None, None)
+
+
+def test_a_firmware_that_is_only_seen_to_boot_does_not_count_for_the_ratio() -> None:
+    boots = (samples.BOOTS[0], replace(samples.BOOTS[1], stages={"login": 3.0}, reference=0.0))
+    (spent,) = spending(Budgets(boot_ratio=100), samples.INVENTORY, boots)
+    assert spent.value == pytest.approx(samples.BOOTS[0].stages["kubelet"] / samples.BOOTS[0].reference)
 
 
 IDS = [result.id for result in samples.RESULTS]

@@ -240,4 +240,9 @@ def _examine(session: Session, state: _Boot, guest: Shell, stage: Stage, *, whol
 
 def _described(state: _Boot) -> Boot:
     spans = timeline.timeline(state.kernel, state.said, state.stages) if state.said else ()
-    return Boot(firmware=state.firmware, accelerator=state.accelerator, spans=spans, stages=dict(state.stages))
+    healthy = timeline.healthy_after(spans)
+    return Boot(
+        firmware=state.firmware, accelerator=state.accelerator, spans=spans,
+        stages=state.stages | ({} if healthy is None else {"kubelet": healthy}),
+        reference=timeline.duration(state.said.get("reference", "")),
+    )  # fmt: skip
