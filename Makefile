@@ -25,6 +25,7 @@ bench: setup
 
 docs: setup
 	$(BIN)/imagebuilder docs certificates > docs/certificates.md
+	$(BIN)/imagebuilder docs checks > docs/checks.md
 	$(BIN)/imagebuilder docs errors > docs/errors.md
 	$(BIN)/imagebuilder docs steps > docs/steps.md
 	$(BIN)/imagebuilder docs transports > docs/transports.md

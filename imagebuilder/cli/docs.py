@@ -95,7 +95,7 @@ asks for. Limits are of the bytes after encoding. Where no limit is given, none 
 
 
 @click.command("docs", hidden=True)
-@click.argument("page", type=click.Choice(["certificates", "errors", "steps", "transports"]))
+@click.argument("page", type=click.Choice(["certificates", "checks", "errors", "steps", "transports"]))
 def command(page: str) -> None:
     """Print a generated page of the documentation."""
     click.echo(PAGES[page](), nl=False)
@@ -124,6 +124,15 @@ def certificates() -> str:
     return CERTIFICATES_HEAD.format(ca_days=CA_DAYS, days=LEAF_DAYS, skew=SKEW_MINUTES) + render_markdown()
 
 
+def checks() -> str:
+    """Return ``docs/checks.md``."""
+    from imagebuilder.verify import booted, offline
+    from imagebuilder.verify.report.page_of_checks import render_markdown
+    from imagebuilder.verify.run import ARTIFACT_CHECKS
+
+    return render_markdown((*ARTIFACT_CHECKS, *offline.CHECKS), booted.CHECKS)
+
+
 def transports() -> str:
     """Return ``docs/transports.md``."""
     from imagebuilder.agent.agent import SourceHost
@@ -140,6 +149,7 @@ def transports() -> str:
 
 PAGES: Mapping[str, Callable[[], str]] = {
     "certificates": certificates,
+    "checks": checks,
     "errors": errors,
     "steps": steps,
     "transports": transports,
