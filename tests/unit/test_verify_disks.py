@@ -78,10 +78,10 @@ def test_every_format_gives_the_same_disk(
         assert (found.facts.table, len(found.facts.boot_code)) == ("gpt", 440)
         assert found.root.content("/etc/hostname", 99) == b"node\n"
         assert found.esp is not None and found.esp.names("/efi/boot") == ["BOOTX64.EFI"]
-        covered = bytearray(disk.size)
+        rest = content(disk)
         for start, end in found.disk.extents():
-            covered[start:end] = b"x" * (end - start)
-        assert not any(byte for byte, mark in zip(content(disk)[: 4 * MIB], covered, strict=False) if not mark)
+            rest[start:end] = bytes(end - start)
+        assert not rest.strip(b"\0"), "what no extent covers is zero"
     assert list(scratch.iterdir()) == [], "what was unpacked is gone"
 
 

@@ -19,6 +19,7 @@ from imagebuilder.direct.ext4.extents import Extent, root
 from imagebuilder.direct.tree import Entry
 from imagebuilder.direct.virtual import VirtualDisk
 from imagebuilder.errors import ArtifactError
+from imagebuilder.verify.disks import ext4 as reader
 from imagebuilder.verify.disks import folders
 from imagebuilder.verify.disks.ext4 import Ext4
 from imagebuilder.verify.disks.ext4map import Blocks, extents
@@ -191,6 +192,12 @@ def test_folders_that_lie_are_refused(image: bytes, at: int, form: str, values: 
 def test_names_and_depth_are_bounded(image: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(ArtifactError, match="more than 100 names"):
         patch.setattr(folders, "MAX_NAMES", 100)
+        list(walk(open_ext4(image)))
+    with monkeypatch.context() as patch, pytest.raises(ArtifactError, match="too long ones"):
+        patch.setattr(folders, "MAX_CHARACTERS", 1000)
+        list(walk(open_ext4(image)))
+    with monkeypatch.context() as patch, pytest.raises(ArtifactError, match="long symbolic links"):
+        patch.setattr(reader, "_MAX_TARGETS", 900)
         list(walk(open_ext4(image)))
     with monkeypatch.context() as patch, pytest.raises(ArtifactError, match="too deep"):
         patch.setattr(folders, "MAX_PATH", 10)

@@ -132,6 +132,14 @@ def test_gpt_headers_that_lie_are_refused(gpt_disk: bytes, at: int, form: str, v
         read(resealed(gpt_disk, at, form, value))
 
 
+def test_partitions_over_each_other_are_refused(gpt_disk: bytes) -> None:
+    data = bytearray(gpt_disk)
+    struct.pack_into("<Q", data, 2 * SECTOR + 128 + 32, 2500)  # the second starts within the first
+    array = zlib.crc32(data[2 * SECTOR : 2 * SECTOR + 128 * 128])
+    with pytest.raises(ArtifactError, match="1 and 2 lie over"):
+        read(resealed(data, 88, "<I", array))
+
+
 def test_the_largest_ext4_with_an_etc_is_the_root(root: bytes) -> None:
     boot = bytes(ext4([])) + bytes(20 * MIB)  # larger, and without /etc
     small = root.replace(b"node\n", b"late\n")

@@ -10,6 +10,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -162,9 +163,31 @@ def _check_pieces(pieces: list[tuple[int, int]], stored: int, size: int) -> None
 
 
 def _write(tar: Plain, member: Member, head: bytes, out: IO[bytes]) -> None:
-    """Write a disk, with a hole wherever it is zero; ``head`` is what was read of it."""
+    """Write a disk, with a hole wherever it is zero; ``head`` is what was read of it.
+
+    One piece is written while the next one is uncompressed.
+    """
     out.truncate(member.size)
-    written = 0
+    written, running = 0, Future[int]()
+    running.set_result(0)
+    with ThreadPoolExecutor(1, thread_name_prefix="unpack") as pool:
+        for at, chunk in _chunks(tar, member, head):
+            written = _added(written, running)
+            running = pool.submit(_put, out, at, chunk)
+        _added(written, running)
+    tar.read(-member.stored % BLOCK)
+
+
+def _added(written: int, running: Future[int]) -> int:
+    """Return what has been written in all, when a piece is."""
+    written += running.result()
+    if written > MAX_WRITTEN:
+        raise MalformedError(f"its disk has more than {MAX_WRITTEN >> 30} GiB that are not zero")
+    return written
+
+
+def _chunks(tar: Plain, member: Member, head: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield what is stored of a file, with its place."""
     for offset, length in member.pieces:
         at = offset
         while at < offset + length:
@@ -173,14 +196,17 @@ def _write(tar: Plain, member: Member, head: bytes, out: IO[bytes]) -> None:
             chunk, head = head[:wanted] + tar.read(max(wanted - len(head), 0)), head[wanted:]
             if not chunk:
                 raise MalformedError(f"the tar is cut off in {member.name!r}")
-            for start, stop in nonzero_runs(chunk, len(chunk)):
-                written += stop - start
-                if written > MAX_WRITTEN:
-                    raise MalformedError(f"its disk has more than {MAX_WRITTEN >> 30} GiB that are not zero")
-                out.seek(at + start)
-                out.write(memoryview(chunk)[start:stop])
+            yield at, chunk
             at += len(chunk)
-    tar.read(-member.stored % BLOCK)
+
+
+def _put(out: IO[bytes], at: int, chunk: bytes) -> int:
+    """Write what is not zero; return how much that was."""
+    written = 0
+    for start, stop in nonzero_runs(chunk, len(chunk)):
+        out.seek(at + start)
+        written += out.write(memoryview(chunk)[start:stop])
+    return written
 
 
 def _skip(tar: Plain, member: Member, done: int) -> None:

@@ -27,6 +27,7 @@ _KEPT = 256  # chunks: 32 MiB
 _KEPT_ENTRIES = 1 << 15  # inodes: 25 MB
 _MAX_FOLDER = 64 << 20  # bytes of a folder: 1.5 million short names
 _MAX_TARGET = 4096  # bytes: PATH_MAX
+_LONG_TARGET, _MAX_TARGETS = 512, 64 << 20  # bytes: of targets that are longer, all together; a node has none
 _KINDS = frozenset({
     stat.S_IFIFO, stat.S_IFCHR, stat.S_IFDIR, stat.S_IFBLK, stat.S_IFREG, stat.S_IFLNK, stat.S_IFSOCK,
 })  # fmt: skip
@@ -70,7 +71,7 @@ class Ext4(Folders[int]):
 
     def __init__(self, disk: DiskSource) -> None:
         super().__init__(ROOT, "ext4")
-        self._disk = disk
+        self._disk, self._targets = disk, 0
         self.head: Head = read_head(disk)
         self._blocks = Blocks(self._block, self.head.blocks)
         self._chunk = lru_cache(_KEPT)(self._read_chunk)
@@ -122,6 +123,9 @@ class Ext4(Folders[int]):
     def _target(self, inode: Inode, size: int) -> str:
         if not 0 < size <= _MAX_TARGET:
             raise self._damaged(f"a symbolic link of {size} bytes")
+        self._targets += size if size > _LONG_TARGET else 0
+        if self._targets > _MAX_TARGETS:
+            raise self._damaged("too many long symbolic links")
         fast = size < _FAST_LINK and not inode.flags & (_EXTENTS | _INLINE | _ENCRYPTED)
         return _text(inode.body[:size] if fast else self._bytes(inode, size))
 

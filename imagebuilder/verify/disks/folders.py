@@ -15,7 +15,7 @@ from imagebuilder.verify.tree import Entry
 
 MAX_PATH = 4096  # characters: PATH_MAX of Linux; nothing on a node is deeper
 MAX_NAMES = 1_000_000  # in all folders; a node has 50,000, and these take 150 MB
-MAX_PATHS = 100_000_000  # characters of all folders' paths; a node has 400,000
+MAX_CHARACTERS = 100_000_000  # of the paths of all files; a node has 3,000,000
 MAX_CONTENT = 1 << 30  # bytes of one file that are given out at once
 
 Node = TypeVar("Node")
@@ -118,8 +118,7 @@ class Folders(ABC, Generic[Node]):
         return folder
 
     def _load(self, path: str, node: Node) -> _Folder[Node]:
-        self._characters += len(path)
-        if len(path) > MAX_PATH or self._characters > MAX_PATHS:
+        if len(path) > MAX_PATH:
             raise self._damaged("its folders are too deep")
         first = self._paths.setdefault(self._identity(node), path)
         if first != path:
@@ -127,8 +126,9 @@ class Folders(ABC, Generic[Node]):
         children = self._children(node)
         nodes = {self._fold(name): child for name, child in children.items()} if self._fold else children
         self._names += len(nodes)
+        self._characters += len(path) * (len(nodes) + 1) + sum(map(len, nodes))
         if len(nodes) < len(children):
             raise self._damaged(f"the folder {path or '/'} has two files of the same name")
-        if self._names > MAX_NAMES:
-            raise self._damaged(f"its folders have more than {MAX_NAMES} names")
+        if self._names > MAX_NAMES or self._characters > MAX_CHARACTERS:
+            raise self._damaged(f"its folders have more than {MAX_NAMES} names, or too long ones")
         return self._folders.setdefault(path, _Folder(nodes, sorted(children)))

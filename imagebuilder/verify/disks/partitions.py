@@ -6,6 +6,7 @@ holds our own disks to the letter, this reads what any tool has made: one whole 
 
 from __future__ import annotations
 
+import itertools
 import struct
 import uuid
 import zlib
@@ -121,7 +122,12 @@ def _copy(disk: DiskSource, lba: int) -> tuple[Partition, ...]:
     array = read(disk, array_lba * SECTOR, count * each)
     if zlib.crc32(array) != array_crc:
         raise ArtifactError(f"the GPT entries of the header in sector {lba} are damaged")
-    return tuple(_entries(disk, array, each))
+    found = tuple(_entries(disk, array, each))
+    ordered = sorted(found, key=lambda partition: partition.start)
+    for left, right in itertools.pairwise(ordered):
+        if right.start < left.start + left.size:
+            raise ArtifactError(f"partitions {left.number} and {right.number} lie over each other")
+    return found
 
 
 def _entries(disk: DiskSource, array: bytes, each: int) -> Iterator[Partition]:
