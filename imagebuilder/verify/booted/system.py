@@ -185,10 +185,8 @@ def unaltered(text: str, _: Subject) -> Iterator[str]:
 
 _BTIME = "sed -n 's/^btime //p' /proc/stat"
 _COUNT = "if command -v dpkg-query > /dev/null; then dpkg-query -W | wc -l; else rpm -qa | wc -l; fi"
-# The shell's own read: under emulation a program for each would take seconds.
-_SYSCTL = "\n".join(
-    f'value=; read -r value < /proc/sys/{name.replace(".", "/")}; echo "{name}=$value"' for name in SYSCTL
-)
+# One program for all. Not the shell's read: dash takes a byte at a time, and the kernel gives a number's first only.
+_SYSCTL = f"cd /proc/sys && grep -sH '' {' '.join(name.replace('.', '/') for name in SYSCTL)} | sed 's|/|.|g; s|:|=|'"
 _HOLDS = """
 echo '== installed'
 if command -v dpkg-query > /dev/null; then
