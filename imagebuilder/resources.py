@@ -7,7 +7,7 @@ from pathlib import Path
 
 from imagebuilder.errors import DataError
 
-FOLDERS = ("os_profiles", "targets", "provision", "components", "packer")
+FOLDERS = ("os_profiles", "targets", "provision", "components", "packer", "verification")
 
 
 @cache

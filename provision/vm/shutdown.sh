@@ -22,6 +22,8 @@ main() {
             exit 1
         fi
         case $home in /home/?*) rm -rf "$home" ;; esac
+        # userdel's copies of before still have the user and its password.
+        rm -f /etc/passwd- /etc/shadow- /etc/group- /etc/gshadow- /etc/subuid- /etc/subgid-
     fi
     [ $# -eq 0 ] || rm -rf "$@"
     rm -rf /root/.ssh /root/.bash_history /tmp/* /var/tmp/*

@@ -35,7 +35,7 @@ def test_the_wheel_plans_outside_of_the_checkout(installed: Path, tmp_path: Path
 
 def test_the_wheel_has_every_data_file_of_the_checkout(installed: Path) -> None:
     (site,) = (installed.parent / "lib").glob("python*/site-packages/imagebuilder")
-    for name in ("os_profiles", "targets", "provision", "components", "packer"):
+    for name in ("os_profiles", "targets", "provision", "components", "packer", "verification"):
         here = {path.relative_to(ROOT / name) for path in (ROOT / name).rglob("*") if path.is_file()}
         there = {
             path.relative_to(site / "_data" / name) for path in (site / "_data" / name).rglob("*") if path.is_file()

@@ -9,12 +9,15 @@
 pkg_clean
 : > /etc/machine-id # present and empty: systemd makes a new one at first boot
 rm -f /var/lib/dbus/machine-id /var/lib/systemd/random-seed /var/lib/systemd/credential.secret
+rm -f /var/lib/containerd/io.containerd.grpc.v1.introspection/uuid # of the containerd that preloaded images
 rm -f /etc/ssh/ssh_host_*
 rm -rf /root/.ssh /root/.bash_history /root/.cache /home/*/.bash_history
 for keys in /home/*/.ssh/authorized_keys; do
     # The one that all of Vagrant's boxes have is no secret, and is replaced at the first up.
     cmp -s "$keys" "$IB_PROVISION/files/vagrant.pub" || rm -f "$keys"
 done
+rm -f /etc/passwd- /etc/shadow- /etc/group- /etc/gshadow- /etc/subuid- /etc/subgid- # as before the last change
+rm -f /etc/.resolv.conf.systemd-resolved.bak # the name server of the build
 [ ! -d /var/lib/cloud ] || rm -rf /var/lib/cloud/*
 rm -f /var/lib/dhcp/*.leases /var/lib/systemd/network/* /run/systemd/netif/leases/* 2> /dev/null || true
 find /var/log -type f \( -name '*.gz' -o -name '*.[0-9]' -o -name '*.old' \) -delete
