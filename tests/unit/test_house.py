@@ -124,7 +124,14 @@ def test_everything_public_says_what_it_is(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", cases([path for folder in ("os_profiles", "targets", "verification") for path in sorted((ROOT / folder).glob("*.toml"))])
+    "path",
+    cases(
+        [
+            path
+            for folder in ("os_profiles", "targets", "verification")
+            for path in sorted((ROOT / folder).glob("*.toml"))
+        ]
+    ),
 )
 def test_data_files_are_short(path: Path) -> None:
     lines = [line for line in path.read_text().splitlines() if line.strip() and not line.lstrip().startswith("#")]
