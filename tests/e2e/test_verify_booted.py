@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 
@@ -16,17 +13,14 @@ from imagebuilder.process import RealRunner
 from imagebuilder.verify.booted import CHECKS
 from imagebuilder.verify.booted.guest import Shell, Start, opened
 from imagebuilder.verify.booted.session import Session
-from imagebuilder.verify.model import BootedCheck, CheckResult, Expected, Outcome, Subject
+from imagebuilder.verify.expected import load_expected
+from imagebuilder.verify.model import BootedCheck, CheckResult, Outcome, Subject
 from tests.booted_mutants import BEFORE, MUTANTS, UNBROKEN, Mutant
 from tests.e2e.conftest import BOOT_SECONDS, Bake, needs_bake, needs_qemu
 
 pytestmark = [pytest.mark.bake, pytest.mark.boot, pytest.mark.timeout(3600), needs_bake, needs_qemu]
-# What a Debian 13 guest shows that is well.
-SOCKETS = ("tcp/22", "tcp/5355", "tcp/10250", "udp/68", "udp/5355")
-JOURNAL = (r"sshd-session: pam_env\(sshd:session\): Unable to open env file: /etc/default/locale",)
 WITNESSES = ("swap-off", "cgroup-v2", "kernel-modules-loaded", "time-kept")  # still hold while another is broken
 BY_ID = {check.id: check for check in CHECKS}
-BAKED = "IMAGEBUILDER_TEST_IMAGE"  # names the folder of an image that is there, in place of a bake
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,22 +60,15 @@ def broken(session: Session, guest: Shell, mutant: Mutant) -> list[CheckResult]:
             shell(guest, mutant.mends)
 
 
-def image(baked: Bake) -> tuple[Path, dict[str, object]]:
-    if folder := os.environ.get(BAKED):
-        manifest = json.loads((Path(folder) / "manifest.json").read_text())
-        return Path(folder) / manifest["artifact"]["file"], manifest
-    result = baked(plain=True)
-    assert result.artifact is not None
-    return result.artifact, result.manifest
-
-
 @pytest.fixture(scope="module")
 def node(baked: Bake, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    disk, manifest = image(baked)
+    result = baked(plain=True)
+    disk, manifest = result.artifact, result.manifest
+    assert disk is not None
     scratch = tmp_path_factory.mktemp("verify")
     subject = Subject(
         path=disk, name=disk.stem, family="debian", os="debian", release="13", target="qemu", arch="amd64",
-        firmware=("bios",), manifest=manifest, expected=Expected(sockets=SOCKETS, journal=JOURNAL),
+        firmware=("bios",), manifest=manifest, expected=load_expected(family="debian", os="debian", target="qemu", release="13"),
     )  # fmt: skip
     session = Session(subject=subject, scratch=scratch, timeout=BOOT_SECONDS, kubernetes="")
     start = Start(

@@ -28,6 +28,7 @@ LEVELS = (
 ROOMS = LEVELS[3]  # none of them imports another
 ALONE = "agent"  # runs in the image: the standard library only
 MODULE_LINES, FUNCTION_LINES, RECIPE_LINES, DATA_LINES, STEP_LINES = 400, 40, 60, 64, 110
+DATA_FOLDERS = ("os_profiles", "targets", "verification")
 RECIPES = {"bake.py", "release.py"}
 # Copied into images as one file, which needs nothing but Python there: it cannot be split, nor use process.py.
 ONE_FILE = PACKAGE / "agent/agent.py"
