@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -68,7 +69,8 @@ def node(baked: Bake, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     scratch = tmp_path_factory.mktemp("verify")
     subject = Subject(
         path=disk, name=disk.stem, family="debian", os="debian", release="13", target="qemu", arch="amd64",
-        firmware=("bios",), manifest=manifest, expected=load_expected(family="debian", os="debian", target="qemu", release="13"),
+        firmware=("bios",), manifest=manifest,
+        expected=load_expected(family="debian", os="debian", target="qemu", release="13"),
     )  # fmt: skip
     session = Session(subject=subject, scratch=scratch, timeout=BOOT_SECONDS, kubernetes="")
     start = Start(
