@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from imagebuilder.config import Budgets
     from imagebuilder.verify.model import Report
     from imagebuilder.verify.run import VerifyRequest
+    from imagebuilder.vm.machine import FirmwareName
 
 SECONDS = 900.0  # of imagebuilder.verify.run, which --help must not wait for
 
@@ -25,6 +26,10 @@ SECONDS = 900.0  # of imagebuilder.verify.run, which --help must not wait for
 @click.option("--target", default="", metavar="NAME", help="What target it is for, likewise.")
 @click.option("--arch", default="", metavar="NAME", help="Its architecture, likewise.")
 @click.option("--boot/--no-boot", default=True, help="Boot it too, in throwaway guests.  [default: boot]")
+@click.option(
+    "--firmware", type=click.Choice(["bios", "uefi"]), multiple=True,
+    help="Boot it under this one only; repeatable: all checks run under the first.  [default: what it is for]",
+)  # fmt: skip
 @click.option(
     "--budget", "limits", multiple=True, metavar="NAME=LIMIT",
     help="What it may cost, such as image_size=450MB or packages=300; repeatable.",
@@ -47,8 +52,9 @@ SECONDS = 900.0  # of imagebuilder.verify.run, which --help must not wait for
 @cache_option
 @click.pass_obj
 def command(
-    settings: Settings, artifact: Path, os: str, target: str, arch: str, boot: bool, limits: tuple[str, ...],
-    baseline: Path | None, junit: Path | None, html: Path | None, file: Path | None, timeout: float, as_json: bool,
+    settings: Settings, artifact: Path, os: str, target: str, arch: str, boot: bool,
+    firmware: tuple[FirmwareName, ...], limits: tuple[str, ...], baseline: Path | None, junit: Path | None,
+    html: Path | None, file: Path | None, timeout: float, as_json: bool,
 ) -> None:  # fmt: skip
     """Prove that a finished image is right, or say what is wrong with it.
 
@@ -64,7 +70,7 @@ def command(
 
     config = read_config(file, Path.cwd())
     request = VerifyRequest(
-        path=artifact, said=Said(os=os, target=target, arch=arch), boot=boot,
+        path=artifact, said=Said(os=os, target=target, arch=arch, firmware=firmware), boot=boot,
         budgets=parse_budget(limits, config.budgets), waivers=config.waivers,
         baseline=read_baseline(baseline) if baseline else None, timeout=timeout,
     )  # fmt: skip

@@ -87,7 +87,7 @@ def opened(path: Path, said: Said, scratch: Path) -> Iterator[tuple[Image, OpenD
     """
     subject = find_subject(path, said)
     with open_image(subject.path, scratch) as disk:
-        if not (subject.manifest or subject.target or disk.esp):  # nobody says that it is for UEFI
+        if not (subject.manifest or subject.target or said.firmware or disk.esp):  # nobody says that it is for UEFI
             subject = replace(subject, firmware=tuple(name for name in subject.firmware if name != "uefi"))
         yield Image(subject=subject, disk=disk.facts, root=disk.root, esp=disk.esp), disk
 

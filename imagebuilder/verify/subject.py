@@ -14,17 +14,26 @@ from imagebuilder.targets import load_target
 from imagebuilder.verify.expected import load_expected
 from imagebuilder.verify.model import Subject
 from imagebuilder.vm.artifact import MANIFEST, read_manifest
+from imagebuilder.vm.machine import FirmwareName
 
 ANY_FIRMWARE = ("bios", "uefi")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Said:
-    """What the user says of the artifact; empty where nothing. ``os`` may have a release: ``debian-13``."""
+    """What the user says of the artifact; empty where nothing.
+
+    Attributes:
+        os: may have a release: ``debian-13``.
+        target: what it is for.
+        arch: of its machines.
+        firmware: what it is booted under, in this order.
+    """
 
     os: str = ""
     target: str = ""
     arch: str = ""
+    firmware: tuple[FirmwareName, ...] = ()
 
 
 def find_subject(path: Path, said: Said) -> Subject:
@@ -60,7 +69,8 @@ def find_subject(path: Path, said: Said) -> Subject:
     return Subject(
         path=file, name=str((manifest or {}).get("id", file.name)), family=profile.family, os=name,
         release=release, target=target, arch=arch,
-        firmware=tuple((manifest or {}).get("capabilities", {}).get("firmware", firmware)), manifest=manifest,
+        firmware=said.firmware or tuple((manifest or {}).get("capabilities", {}).get("firmware", firmware)),
+        manifest=manifest,
         expected=load_expected(family=profile.family, os=name, target=target, release=release or profile.release),
     )  # fmt: skip
 

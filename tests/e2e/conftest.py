@@ -18,6 +18,8 @@ from imagebuilder.config import load_config
 from imagebuilder.events import Progress
 from imagebuilder.model import BuildRequest
 from imagebuilder.process import RealRunner
+from imagebuilder.verify.model import CheckResult, Report
+from imagebuilder.verify.run import VerifyRequest, verify
 from imagebuilder.vm.boot import BootRequest, RunningGuest, boot
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,6 +27,7 @@ EXAMPLE = ROOT / "examples/standalone/imagebuilder.toml"
 BOOT_SECONDS = 600  # under TCG, with other tests beside; an idle machine takes one
 Bake = Callable[..., BakeResult]
 Boot = Callable[..., AbstractContextManager[RunningGuest]]
+Prove = Callable[..., tuple[Report, dict[str, CheckResult]]]
 
 needs_bake = pytest.mark.skipif(
     os.geteuid() != 0 or process.find("mmdebstrap") is None, reason="baking needs root and mmdebstrap"
@@ -40,18 +43,20 @@ def cache() -> Path:
 
 @pytest.fixture(scope="session")
 def baked(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Bake:
-    """Bakes a cell, with the standalone example in it unless ``plain``; each one once per session."""
+    """Bakes a cell, once per session: with the standalone example unless ``plain``; ``bare`` is no node at all."""
     done: dict[Any, BakeResult] = {}
     config = load_config(EXAMPLE)
 
     def get(
         os_name: str = "debian", *, release: str = "13", target: str = "qemu", plain: bool = False,
-        trust: tuple[Path, ...] = (), overlays: tuple[Path, ...] = config.overlay,
+        trust: tuple[Path, ...] = (), overlays: tuple[Path, ...] = config.overlay, bare: bool = False,
     ) -> BakeResult:  # fmt: skip
-        key = (os_name, release, target, plain, trust, overlays)
+        key = (os_name, release, target, plain, trust, overlays, bare)
         if key not in done:
-            site: dict[str, Any] = {} if plain else {"overlays": overlays, "images": config.image}
-            plan = plan_request(BuildRequest(os=os_name, release=release, target=target, trust=trust, **site))
+            site: dict[str, Any] = {} if plain else {"overlays": overlays, "images": () if bare else config.image}
+            plan = plan_request(
+                BuildRequest(os=os_name, release=release, target=target, trust=trust, bare=bare, **site)
+            )
             options = BakeOptions(output=tmp_path_factory.mktemp("out"), cache=cache)
             done[key] = bake(plan, options=options, runner=RealRunner(), progress=Progress())
         return done[key]
@@ -75,3 +80,15 @@ def booted(cache: Path, tmp_path: Path) -> Boot:
             yield guest
 
     return start
+
+
+@pytest.fixture
+def proven(cache: Path) -> Prove:
+    """Verifies an artifact as ``imagebuilder verify`` does; all that does not hold, by id."""
+
+    def get(path: Path, **how: Any) -> tuple[Report, dict[str, CheckResult]]:
+        request = VerifyRequest(path=path, **how)
+        report = verify(request, runner=RealRunner(), progress=Progress(), cache=cache)
+        return report, {result.id: result for result in report.failures}
+
+    return get
