@@ -1,4 +1,4 @@
-"""make demo: bake a node image, make its certificates and data package, boot it with that, and redeploy it live.
+"""make demo: bake and prove a node image, make its certificates and data package, boot it with that, redeploy it live.
 
 Each part is what a user types; the guest is the one that ``imagebuilder boot --data`` starts. Ends with 0 only when the
 pod answered, answered anew after the redeploy, and a package that was tampered with was refused.
@@ -112,7 +112,7 @@ def demo() -> None:
     shutil.rmtree(WORK, ignore_errors=True)
     with timed("pki: certificates and the key that signs packages"):
         imagebuilder("pki", "init", "--cluster", "demo", "--server", "https://10.0.2.2:6443", "--dir", PKI)
-    with timed("baked"):
+    with timed("baked, and proven: its files, and a boot under each firmware"):
         trust = PKI / "package-signing.pub"
         imagebuilder("bake", "--file", EXAMPLE / "imagebuilder.toml", "--trust", trust)
     with timed("data package"):

@@ -22,20 +22,16 @@ def command(settings: Settings, before: Path, after: Path, os: str, as_json: boo
 
     BEFORE and AFTER are folders that a bake wrote, or disks of any format that verify takes.
     """
-    import tempfile
-
     from imagebuilder.verify.diff import as_json as as_document
     from imagebuilder.verify.diff import as_text, compare
-    from imagebuilder.verify.run import opened
+    from imagebuilder.verify.run import opened, scratch
     from imagebuilder.verify.subject import Said
 
-    scratch = settings.cache / "verify"
-    scratch.mkdir(parents=True, exist_ok=True)
     said = Said(os=os)
     with (
-        tempfile.TemporaryDirectory(prefix="diff-", dir=scratch) as folder,
-        opened(before, said, Path(folder)) as (one, _),
-        opened(after, said, Path(folder)) as (other, _),
+        scratch(settings.cache) as folder,
+        opened(before, said, folder) as (one, _),
+        opened(after, said, folder) as (other, _),
     ):
         difference = compare(one, other, one.subject.manifest, other.subject.manifest)
     if as_json:

@@ -7,7 +7,7 @@ bytes are hashed again. Budgets and waivers come last: they judge what was found
 from __future__ import annotations
 
 import contextlib
-import tempfile
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from imagebuilder.config import Budgets
 from imagebuilder.content import sha256_file
+from imagebuilder.direct.layers import LayerStore
 from imagebuilder.direct.virtual import materialize
 from imagebuilder.events import Progress
 from imagebuilder.process import Runner
@@ -78,6 +79,15 @@ class VerifyRequest:
 
 
 @contextlib.contextmanager
+def scratch(cache: Path) -> Iterator[Path]:
+    """Hand out a folder in the cache; what is left of one whose process was killed goes first."""
+    with LayerStore(cache) as store:
+        store.sweep()
+        with store.scratch(f"verify-{os.getpid()}") as folder:
+            yield folder
+
+
+@contextlib.contextmanager
 def opened(path: Path, said: Said, scratch: Path) -> Iterator[tuple[Image, OpenDisk]]:
     """Open an artifact, and know what it claims to be.
 
@@ -106,13 +116,8 @@ def verify(request: VerifyRequest, *, runner: Runner, progress: Progress, cache:
     """
     start = time.monotonic()
     apply_waivers((), request.waivers, KNOWN)  # a wrong one is told before anything takes its time
-    scratch = cache / "verify"
-    scratch.mkdir(parents=True, exist_ok=True)
     boots: tuple[Boot, ...] = ()
-    with (
-        tempfile.TemporaryDirectory(prefix="verify-", dir=scratch) as folder,
-        opened(request.path, request.said, Path(folder)) as (image, disk),
-    ):
+    with scratch(cache) as folder, opened(request.path, request.said, folder) as (image, disk):
         subject = image.subject
         with progress.stage("verify:offline", f"Check the files of {subject.name}") as stage:
             digest = sha256_file(subject.path)
@@ -120,7 +125,7 @@ def verify(request: VerifyRequest, *, runner: Runner, progress: Progress, cache:
             inventory = take_inventory(image, subject.path.stat().st_size)
             stage.summary = summary(results)
         if request.boot:
-            found, boots, sockets = _booted(request, subject, disk, Path(folder), runner, progress, cache)
+            found, boots, sockets = _booted(request, subject, disk, folder, runner, progress, cache)
             results += [*found, _untouched(digest, sha256_file(subject.path))]
             inventory = replace(inventory, sockets=sockets)
     results += check_budgets(request.budgets, inventory, boots, request.baseline)
@@ -135,11 +140,16 @@ def _booted(
     request: VerifyRequest, subject: Subject, disk: OpenDisk, folder: Path, runner: Runner, progress: Progress,
     cache: Path,
 ) -> tuple[tuple[CheckResult, ...], tuple[Boot, ...], tuple[str, ...]]:  # fmt: skip
-    with _bootable(subject.path, disk, folder) as (path, kind):
-        return verify_booted(
-            subject, path, kind, runner=runner, progress=progress, cache_dir=cache, scratch=folder,
-            timeout=request.timeout, kubernetes=str(subject.capability("kubelet") or ""),
-        )  # fmt: skip
+    try:
+        with _bootable(subject.path, disk, folder) as (path, kind):
+            return verify_booted(
+                subject, path, kind, runner=runner, progress=progress, cache_dir=cache, scratch=folder,
+                timeout=request.timeout, kubernetes=str(subject.capability("kubelet") or ""),
+            )  # fmt: skip
+    finally:
+        (cache / "logs").mkdir(exist_ok=True)
+        for console in folder.glob("console-*.log"):  # kept, however it ended: one for each image and firmware
+            console.replace(cache / "logs" / f"verify-{subject.name}-{console.name}")
 
 
 @contextlib.contextmanager

@@ -15,15 +15,19 @@ from imagebuilder.bake import BakeOptions, BakeResult, bake
 from imagebuilder.cells import plan_request
 from imagebuilder.cli.settings import default_cache
 from imagebuilder.config import load_config
+from imagebuilder.content import write_atomic
 from imagebuilder.events import Progress
 from imagebuilder.model import BuildRequest
 from imagebuilder.process import RealRunner
+from imagebuilder.verify.budgets import spending
 from imagebuilder.verify.model import CheckResult, Report
-from imagebuilder.verify.run import VerifyRequest, verify
+from imagebuilder.verify.report.page import as_html
+from imagebuilder.verify.run import CHECKS, VerifyRequest, verify
 from imagebuilder.vm.boot import BootRequest, RunningGuest, boot
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples/standalone/imagebuilder.toml"
+PAGES = ROOT / "out/verify"
 BOOT_SECONDS = 600  # under TCG, with other tests beside; an idle machine takes one
 Bake = Callable[..., BakeResult]
 Boot = Callable[..., AbstractContextManager[RunningGuest]]
@@ -84,11 +88,13 @@ def booted(cache: Path, tmp_path: Path) -> Boot:
 
 @pytest.fixture
 def proven(cache: Path) -> Prove:
-    """Verifies an artifact as ``imagebuilder verify`` does; all that does not hold, by id."""
+    """Verifies an artifact as ``imagebuilder verify`` does; all that does not hold, by id. CI keeps the pages."""
 
     def get(path: Path, **how: Any) -> tuple[Report, dict[str, CheckResult]]:
         request = VerifyRequest(path=path, **how)
         report = verify(request, runner=RealRunner(), progress=Progress(), cache=cache)
+        page = as_html(report, CHECKS, None, spending(request.budgets, report.inventory, report.boots))
+        write_atomic(PAGES / f"{path.parent.name}-{path.name}.html", page)
         return report, {result.id: result for result in report.failures}
 
     return get

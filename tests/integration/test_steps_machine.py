@@ -91,6 +91,7 @@ def test_what_is_left_on_ubuntu(ubuntu: FakeRoot, keys: tuple[Key, Key]) -> None
     assert [path.name for path in (tree / "etc/apt/sources.list.d").iterdir()] == ["ubuntu.sources"]
     assert not (tree / "etc/apt/apt.conf.d/90cloud-init-aptproxy").exists()
     assert (tree / "etc/systemd/network/80-imagebuilder-dhcp.network").exists()
+    assert (tree / "etc/default/locale").read_text() == "LANG=C.UTF-8\n"
     assert "LLMNR=no\n" in (tree / "etc/systemd/resolved.conf.d/90-imagebuilder.conf").read_text()
     assert (tree / "etc/resolv.conf").readlink() == Path("../run/systemd/resolve/stub-resolv.conf")
     assert [path.name for path in (tree / "etc/apparmor.d/disable").iterdir()] == ["complains"]

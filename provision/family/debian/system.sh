@@ -73,3 +73,6 @@ relabel() { :; }
 
 # selinux: prints whether containers are confined by SELinux.
 selinux() { say false; }
+
+# locale_default: sshd's pam_env reads the file, and complains of each login without it. It may be a link to another.
+locale_default() { [ -s /etc/default/locale ] || say LANG=C.UTF-8 > /etc/default/locale; }

@@ -7,3 +7,4 @@
 . "${IB_PROVISION:?}/lib.sh"
 
 service_install ssh
+locale_default
