@@ -123,10 +123,9 @@ def test_everything_public_says_what_it_is(path: Path) -> None:
     assert [node.name for node in public if not ast.get_docstring(node)] == []
 
 
-DATA = ("os_profiles", "targets", "verification")
-
-
-@pytest.mark.parametrize("path", cases([path for name in DATA for path in sorted((ROOT / name).glob("*.toml"))]))
+@pytest.mark.parametrize(
+    "path", cases([path for folder in ("os_profiles", "targets", "verification") for path in sorted((ROOT / folder).glob("*.toml"))])
+)
 def test_data_files_are_short(path: Path) -> None:
     lines = [line for line in path.read_text().splitlines() if line.strip() and not line.lstrip().startswith("#")]
     assert len(lines) <= DATA_LINES

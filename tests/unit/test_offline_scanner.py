@@ -109,9 +109,9 @@ def test_any_bytes_are_scanned(before: bytes, pattern: object, after: bytes, wea
 @pytest.mark.parametrize(
     "piece",
     [
-        b"-----BEGIN PRIVATE" + b" KEY-----\n", b"a: b\n" + b"PRIVATE" + b" KEY", b"\n", b"a: b\n",
-        b"password", b"password=", b"token" * 9, b"eyJ" + b"a" * 40 + b".", b"eyJ-", b"eyJaaaaaaaaaaaaa.", b"AKIAAAAAAAAAAAAAAAAA ", b"a://",
-        b"a://a:", b"x-amz://u:p", b"$6$", b"token 9f3k2p.", b'"auth":', b"secret-secret.", b"x" * 40,
+        b"-----BEGIN PRIVATE" + b" KEY-----\n", b"a: b\n" + b"PRIVATE" + b" KEY", b"\n", b"a: b\n", b"password",
+        b"password=", b"token" * 9, b"eyJ" + b"a" * 40 + b".", b"eyJ-", b"eyJaaaaaaaaaaaaa.", b"a://", b"a://a:",
+        b"AKIAAAAAAAAAAAAAAAAA ", b"x-amz://u:p", b"$6$", b"token 9f3k2p.", b'"auth":', b"secret-secret.", b"x" * 40,
         b"client-key-data:", b"gh" + b"p_",
     ],
     ids=lambda piece: repr(piece[:24]),
