@@ -26,10 +26,11 @@ STORE = "/var/lib/containerd/io.containerd.content.v1.content/blobs/sha256"
 METADATA = "/var/lib/containerd/io.containerd.metadata.v1.bolt/meta.db"
 _METADATA_LIMIT = 64 << 20  # bytes; that of a node with two images has 128 KiB
 _BLOB_LIMIT = 1 << 20  # bytes of an index or a manifest; the longest that registries take is 4 MiB
+_CRICTL_LIMIT = 64 << 10  # bytes: YAML is slow to read, and three lines are what is there
 _MAX_BLOBS = 1000  # looked at for one image: an index, its manifests, their configurations and layers
 FACTS = "/usr/lib/imagebuilder/image.json"
 TRUST = "/etc/imagebuilder/trust.d"
-_AGENT = ("/usr/lib/imagebuilder/agent.py", "/usr/sbin/imagebuilder-agent", "/usr/libexec/imagebuilder/kubelet-start")
+_AGENT = ("/usr/lib/imagebuilder/agent.py", "/usr/sbin/imagebuilder-agent")
 _PUBLIC = re.compile(r"\A-----BEGIN PUBLIC KEY-----\n[\w+/=\n]+-----END PUBLIC KEY-----\s*\Z")
 
 
@@ -140,7 +141,7 @@ def _object(root: Tree, path: str) -> dict[str, Any]:
 def crictl(image: Image) -> Found:
     """Look whether crictl asks containerd."""
     try:
-        said = yaml.safe_load(text(image.root, "/etc/crictl.yaml"))
+        said = yaml.safe_load(read(image.root, "/etc/crictl.yaml", _CRICTL_LIMIT) or b"")
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ArtifactError(f"/etc/crictl.yaml is no YAML: {error}") from error
     for key in ("runtime-endpoint", "image-endpoint"):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from imagebuilder.errors import ArtifactError
 from imagebuilder.verify.model import Found, Image, OfflineCheck
 from imagebuilder.verify.offline.files import matches
 from imagebuilder.verify.offline.scanner import scan
 from imagebuilder.verify.tree import walk
 
 MAX_SIZE = 1 << 20  # bytes: files of settings, keys and scripts are smaller; what is larger is a program or data
+MAX_TEXT = 1 << 30  # bytes in all; a node has 30 MiB, container images with it some hundred
 HEAD = 1024  # bytes by which a file is known as binary
 # Compiled or compressed: their bytes are no text. Most files of a node are of these kinds.
 _BINARY = (
@@ -36,14 +38,21 @@ _SHADOW = ("/etc/shadow", "/etc/shadow-", "/etc/gshadow", "/etc/gshadow-")  # an
 
 
 def secrets(image: Image) -> Found:
-    """Look for secrets in every file of text."""
-    allowed = image.subject.expected.secrets
+    """Look for secrets in every file of text.
+
+    Raises:
+        ArtifactError: there is more text than any node has.
+    """
+    allowed, left = image.subject.expected.secrets, MAX_TEXT
     for path, entry in walk(image.root):
         if not entry.is_file or not 0 < entry.size <= MAX_SIZE or path.endswith(_BINARY) or path in _SHADOW:
             continue
         data = image.root.content(path, HEAD)
         if b"\0" in data:
             continue
+        left -= entry.size
+        if left < 0:
+            raise ArtifactError(f"the image has more than {MAX_TEXT >> 20} MiB of text")
         if entry.size > HEAD:
             data = image.root.content(path, MAX_SIZE)
         settings = path.startswith("/usr/local/") or not matches(path, _NO_SETTINGS)
