@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from imagebuilder.verify.run import opened
-from imagebuilder.verify.subject import Said
 
 from imagebuilder.verify.model import Image
 from imagebuilder.verify.offline.files import Remembered
 from imagebuilder.verify.offline.run import run_offline
+from imagebuilder.verify.run import opened
+from imagebuilder.verify.subject import Said
 from tests.e2e.conftest import Bake, needs_bake
 from tests.offline_mutants import MUTANTS, Mutant, apply
 
