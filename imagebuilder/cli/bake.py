@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     from imagebuilder.model import BuildRequest
 
 Level = Literal["full", "offline", "none"]
+PROVEN: Mapping[Level, str] = {
+    "full": "its files, and a boot under each firmware: {folder}/verify.html",
+    "offline": "its files: {folder}/verify.html",
+    "none": "",
+}
 
 # What to type next, by the format of the artifact: the words around its folder. Other formats are for other programs.
 NEXT = {
@@ -75,30 +81,33 @@ def command(
         progress=Progress(choose_monitor(as_json)),
     )
     seconds = time.monotonic() - start
+    proven = prove(settings, request, result, level, as_json=as_json)
     if as_json:
-        print_json(as_data(result, seconds))
+        print_json(as_data(result, seconds, proven))
     else:
-        click.echo(render(result, seconds))
-    prove(settings, request, result, level, as_json=as_json)
+        click.echo(render(result, seconds, proven))
 
 
-def prove(settings: Settings, request: BuildRequest, result: BakeResult, level: Level | None, *, as_json: bool) -> None:
-    """Verify what was baked, unless this very artifact has passed already.
+def prove(
+    settings: Settings, request: BuildRequest, result: BakeResult, level: Level | None, *, as_json: bool
+) -> Level:  # fmt: skip
+    """Verify what was baked, unless this very artifact has passed already; return what is proven of it.
 
     Raises:
         CheckFailedError: it is not right.
     """
     if result.artifact is None or request.bare or level == "none":
-        return  # it is in a cloud; or only the half of a node; or nobody wants to know
+        return "none"  # it is in a cloud; or only the half of a node; or nobody wants to know
     from imagebuilder.cli.request import read_config
     from imagebuilder.verify.kept import key, passed_before
     from imagebuilder.vm.accel import can_boot
 
     config = read_config(settings.file, Path.cwd())
     boot = level == "full" or (level is None and can_boot(request.arch))
+    proven: Level = "full" if boot else "offline"
     asked = key(boot=boot, budgets=config.budgets.model_dump(exclude_none=True), waivers=config.waivers)
     if result.unchanged and passed_before(result.folder, result.manifest["artifact"]["sha256"], asked):
-        return
+        return proven
     from imagebuilder.cli.verify import run
     from imagebuilder.verify.run import VerifyRequest
 
@@ -108,9 +117,10 @@ def prove(settings: Settings, request: BuildRequest, result: BakeResult, level: 
         settings, VerifyRequest(path=result.folder, boot=boot, budgets=config.budgets, waivers=config.waivers),
         as_json=as_json, keep_in=result.folder,
     )  # fmt: skip
+    return proven
 
 
-def as_data(result: BakeResult, seconds: float) -> dict[str, object]:
+def as_data(result: BakeResult, seconds: float, proven: Level) -> dict[str, object]:
     """Return the last line of ``--json``."""
     return {
         "kind": "result",
@@ -120,11 +130,12 @@ def as_data(result: BakeResult, seconds: float) -> dict[str, object]:
         "images": result.manifest["artifact"].get("images", []),
         "kubernetes": result.manifest["capabilities"]["kubelet"],
         "unchanged": result.unchanged,
+        "proven": proven,
         "seconds": round(seconds, 3),
     }
 
 
-def render(result: BakeResult, seconds: float) -> str:
+def render(result: BakeResult, seconds: float, proven: Level) -> str:
     """Return what a person wants to know at the end: what there is, and what to type next."""
     folder = os.path.relpath(result.folder)
     rows = [("image", f"{image['builder']}: {image['id']}") for image in result.manifest["artifact"].get("images", [])]
@@ -132,6 +143,8 @@ def render(result: BakeResult, seconds: float) -> str:
         rows += [("artifact", os.path.relpath(result.artifact)), ("size", size(result.artifact.stat().st_size))]
     if version := result.manifest["capabilities"]["kubelet"]:
         rows.append(("kubernetes", str(version)))
+    if said := PROVEN[proven]:
+        rows.append(("proven", said.format(folder=folder)))
     rows += [
         ("time", f"{seconds:.1f} s{' (unchanged)' if result.unchanged else ''}"),
     ]

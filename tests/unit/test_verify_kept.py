@@ -44,13 +44,13 @@ def proven(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     return asked
 
 
-def prove(folder: Path, level: verb.Level | None = None, **what: Any) -> None:
+def prove(folder: Path, level: verb.Level | None = None, **what: Any) -> verb.Level:
     request = REQUEST if not what.pop("bare", False) else BuildRequest(os="debian", target="qemu", bare=True)
-    verb.prove(Settings(cache=folder / "cache"), request, result(folder, **what), level, as_json=False)
+    return verb.prove(Settings(cache=folder / "cache"), request, result(folder, **what), level, as_json=False)
 
 
 def test_a_new_image_is_booted_where_a_guest_can_run(proven: list[Any], tmp_path: Path) -> None:
-    prove(tmp_path, unchanged=False)
+    assert prove(tmp_path, unchanged=False) == "full"
     assert [(one.path, one.boot) for one in proven] == [(tmp_path, True)]
 
 
@@ -58,7 +58,7 @@ def test_without_guests_the_files_are_checked_and_that_is_said(
     proven: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(accel, "can_boot", lambda arch: False)
-    prove(tmp_path, unchanged=False)
+    assert prove(tmp_path, unchanged=False) == "offline"
     assert [one.boot for one in proven] == [False]
     assert "no guest can run here" in capsys.readouterr().err
 
@@ -72,7 +72,7 @@ def test_without_guests_the_files_are_checked_and_that_is_said(
     ],
 )
 def test_what_is_not_proven(proven: list[Any], tmp_path: Path, what: dict[str, Any], level: verb.Level | None) -> None:
-    prove(tmp_path, level, **what)
+    assert prove(tmp_path, level, **what) == "none"
     assert proven == []
 
 
@@ -91,7 +91,7 @@ def test_an_unchanged_image_is_proven_once(
     proven: list[Any], tmp_path: Path, state: dict[str, Any], times: int
 ) -> None:
     kept(tmp_path, **state)
-    prove(tmp_path)
+    assert prove(tmp_path) == "full"
     assert len(proven) == times
 
 
