@@ -128,6 +128,7 @@ class Check:
         fix: what to do when it fails.
         families: whose images it applies to; empty means all.
         targets: likewise.
+        stated: it holds the image against its manifest; one of somebody else has none.
     """
 
     id: str
@@ -137,11 +138,13 @@ class Check:
     fix: str
     families: frozenset[str] = frozenset()
     targets: frozenset[str] = frozenset()
+    stated: bool = False
 
     def applies(self, subject: Subject) -> bool:
         """Tell whether a subject is one of those that it is for; a target nobody named is any."""
         family = not self.families or subject.family in self.families
-        return family and (not self.targets or not subject.target or subject.target in self.targets)
+        target = not self.targets or not subject.target or subject.target in self.targets
+        return family and target and (subject.manifest is not None or not self.stated)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -221,7 +224,6 @@ class Inventory:
         installed_size: bytes of all files of the root file system.
         packages: by name.
         units: systemd units that are enabled.
-        layers: bytes by layer, where the manifest says.
         boot_steps: what is left for boot.
         sockets: what listened on more than loopback in the guest.
     """

@@ -41,6 +41,7 @@ ARTIFACT_CHECKS = (
         why="An artifact that was changed or cut short after the bake is not what was decided, built and tested.",
         link="https://slsa.dev/spec/v1.0/threats",
         fix="Bake it again, or copy it again.",
+        stated=True,
     ),
     Check(
         id="artifact-is-unchanged",
@@ -121,7 +122,7 @@ def verify(request: VerifyRequest, *, runner: Runner, progress: Progress, cache:
         subject = image.subject
         with progress.stage("verify:offline", f"Check the files of {subject.name}") as stage:
             digest = sha256_file(subject.path)
-            results = [_as_stated(subject, digest), *run_offline(image)]
+            results = [*_as_stated(subject, digest), *run_offline(image)]
             inventory = take_inventory(image, subject.path.stat().st_size)
             stage.summary = summary(results)
         if request.boot:
@@ -166,10 +167,11 @@ def _bootable(path: Path, disk: OpenDisk, folder: Path) -> Iterator[tuple[Path, 
         copy.unlink(missing_ok=True)
 
 
-def _as_stated(subject: Subject, digest: str) -> CheckResult:
-    stated = (subject.manifest or {}).get("artifact", {}).get("sha256")
-    wrong = () if stated in (None, digest) else (f"sha256 {digest}, and the manifest states {stated}",)
-    return _result(ARTIFACT_CHECKS[0], wrong)
+def _as_stated(subject: Subject, digest: str) -> Iterator[CheckResult]:
+    check = ARTIFACT_CHECKS[0]
+    if check.applies(subject):
+        stated = (subject.manifest or {}).get("artifact", {}).get("sha256")
+        yield _result(check, () if stated == digest else (f"sha256 {digest}, and the manifest states {stated}",))
 
 
 def _untouched(before: str, after: str) -> CheckResult:

@@ -42,4 +42,5 @@ def _row(check: Check) -> str:
 
 
 def _applies(check: Check) -> str:
-    return "; ".join(", ".join(sorted(names)) for names in (check.families, check.targets) if names) or "all"
+    whom = [", ".join(sorted(names)) for names in (check.families, check.targets) if names]
+    return "; ".join([*whom, *(["with a manifest"] if check.stated else [])]) or "all"
