@@ -351,6 +351,8 @@ def uploaded(ubuntu: FakeRoot) -> FakeRoot:
     (ubuntu.path / "etc/passwd").write_text(
         "root:x:0:0::/root:/bin/sh\nbuilder:x:1001:1001::/home/builder:/bin/sh\nvagrant:x:1000:1000::/home/vagrant:\n"
     )
+    (ubuntu.path / "active").mkdir(exist_ok=True)
+    (ubuntu.path / "active/systemd-random-seed.service").touch()
     for name in ("builder", "vagrant"):
         (ubuntu.path / "etc/sudoers.d" / name).touch()
         (ubuntu.path / "home" / name).mkdir(exist_ok=True)
