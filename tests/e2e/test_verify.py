@@ -33,7 +33,7 @@ def test_an_image_of_the_direct_engine_is_proven_and_nothing_in_it_changes(baked
     assert (boot.firmware, boot.reference > 0) == ("uefi", True)
     assert {"runtime", "login", "kubelet"} <= set(boot.stages)
     names = [span.name for span in boot.spans]
-    assert {"firmware", "boot loader", "kernel", "userspace", "containerd", "kubelet healthy", "static pods"} <= {
+    assert {"firmware and boot loader", "kernel", "userspace", "containerd", "kubelet healthy", "static pods"} <= {
         *names
     }
     assert report.inventory.sockets == ("tcp/22", "tcp/10250", "udp/68")
