@@ -105,7 +105,7 @@ def prove(
     config = read_config(settings.file, Path.cwd())
     boot = level == "full" or (level is None and can_boot(request.arch))
     proven: Level = "full" if boot else "offline"
-    asked = key(boot=boot, budgets=config.budgets.model_dump(exclude_none=True), waivers=config.waivers)
+    asked = key(boot=boot, budgets=config.budgets, waivers=config.waivers)
     if result.unchanged and passed_before(result.folder, result.manifest["artifact"]["sha256"], asked):
         return proven
     from imagebuilder.cli.verify import run

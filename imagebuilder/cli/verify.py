@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from imagebuilder.cli.output import json_option, print_json, table
 from imagebuilder.cli.settings import Settings, cache_option
 
 if TYPE_CHECKING:
-    from imagebuilder.config import Budgets
+    from imagebuilder.verify.budgets import Spent
     from imagebuilder.verify.model import Report
     from imagebuilder.verify.run import VerifyRequest
     from imagebuilder.vm.machine import FirmwareName
@@ -69,12 +69,15 @@ def command(
     from imagebuilder.verify.subject import Said
 
     config = read_config(file, Path.cwd())
+    said = Said(os=os, target=target, arch=arch, firmware=firmware)
     request = VerifyRequest(
-        path=artifact, said=Said(os=os, target=target, arch=arch, firmware=firmware), boot=boot,
+        path=artifact, said=said, boot=boot,
         budgets=parse_budget(limits, config.budgets), waivers=config.waivers,
         baseline=read_baseline(baseline) if baseline else None, timeout=timeout,
     )  # fmt: skip
-    run(settings, request, as_json=as_json, junit=junit, html=html, keep_in=artifact if artifact.is_dir() else None)
+    # A bake takes a report that is kept for the whole proof: one under another firmware, or as another OS, is none.
+    keep_in = artifact if artifact.is_dir() and said == Said() else None
+    run(settings, request, as_json=as_json, junit=junit, html=html, keep_in=keep_in)
 
 
 def run(
@@ -99,7 +102,7 @@ def run(
     from imagebuilder.events import Progress
     from imagebuilder.process import RealRunner
     from imagebuilder.verify.budgets import spending
-    from imagebuilder.verify.kept import keep
+    from imagebuilder.verify.kept import keep, key
     from imagebuilder.verify.report.document import as_json as as_document
     from imagebuilder.verify.report.junit import as_junit
     from imagebuilder.verify.report.page import as_html
@@ -110,7 +113,8 @@ def run(
     document = as_document(report, CHECKS, spent)
     page = as_html(report, CHECKS, request.baseline, spent)
     if keep_in:
-        keep(keep_in, document, page, asked(boot=request.boot, budgets=request.budgets, waivers=request.waivers))
+        asked = key(boot=request.boot, budgets=request.budgets, waivers=request.waivers)
+        keep(keep_in, document, page, asked)
     if html:
         write_atomic(html, page)
     if junit:
@@ -118,25 +122,17 @@ def run(
     if as_json:
         print_json(document)
     else:
-        show(report, request)
+        show(report, spent)
     fail(report, keep_in)
     return report
 
 
-def asked(*, boot: bool, budgets: Budgets, waivers: Mapping[str, str]) -> str:
-    """Return what names a question; see :mod:`imagebuilder.verify.kept`."""
-    from imagebuilder.verify.kept import key
-
-    return key(boot=boot, budgets=budgets.model_dump(exclude_none=True), waivers=waivers)
-
-
-def show(report: Report, request: VerifyRequest) -> None:
+def show(report: Report, spent: Sequence[Spent]) -> None:
     """Print the tables of a report; those that fail come last, where they are seen."""
-    from imagebuilder.verify.budgets import spending
     from imagebuilder.verify.report.text import as_text
     from imagebuilder.verify.run import CHECKS
 
-    text = as_text(report, CHECKS, spending(request.budgets, report.inventory, report.boots))
+    text = as_text(report, CHECKS, spent)
     for part in (text.boots, text.budgets, text.checks):
         if part.rows:
             click.echo(table(part.rows, part.headings) + "\n")

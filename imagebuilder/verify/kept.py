@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from imagebuilder import __version__
+from imagebuilder.config import Budgets
 from imagebuilder.content import canonical_json, content_id, write_atomic
 
 DOCUMENT, PAGE = "verify.json", "verify.html"
@@ -15,9 +16,9 @@ KEY = "key"  # of what was asked, in the document
 MAX_BYTES = 16 << 20
 
 
-def key(*, boot: bool, budgets: Mapping[str, Any], waivers: Mapping[str, str]) -> str:
+def key(*, boot: bool, budgets: Budgets, waivers: Mapping[str, str]) -> str:
     """Return what names a question: the same artifact, asked the same by the same tool, gives the same answer."""
-    return content_id([__version__, boot, dict(budgets), dict(waivers)])
+    return content_id([__version__, boot, budgets.model_dump(exclude_none=True), dict(waivers)])
 
 
 def keep(folder: Path, document: Mapping[str, Any], page: bytes, asked: str) -> None:

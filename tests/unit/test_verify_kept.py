@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from imagebuilder.__main__ import main
 from imagebuilder.bake import BakeResult
 from imagebuilder.cli import bake as verb
 from imagebuilder.cli import verify as verifying
@@ -19,7 +20,7 @@ from imagebuilder.verify.kept import DOCUMENT, PAGE, keep, key, passed_before
 from imagebuilder.vm import accel
 
 SHA = "a" * 64
-ASKED = key(boot=True, budgets={}, waivers={})
+ASKED = key(boot=True, budgets=Budgets(), waivers={})
 REQUEST = BuildRequest(os="debian", target="qemu")
 
 
@@ -82,9 +83,9 @@ def test_what_is_not_proven(proven: list[Any], tmp_path: Path, what: dict[str, A
         pytest.param({}, 0, id="as-it-passed"),
         pytest.param({"passed": False}, 1, id="it-failed"),
         pytest.param({"sha256": "b" * 64}, 1, id="another-artifact"),
-        pytest.param({"asked": key(boot=False, budgets={}, waivers={})}, 1, id="not-booted-then"),
-        pytest.param({"asked": key(boot=True, budgets={"packages": 9}, waivers={})}, 1, id="other-budgets"),
-        pytest.param({"asked": key(boot=True, budgets={}, waivers={"x": "y"})}, 1, id="other-waivers"),
+        pytest.param({"asked": key(boot=False, budgets=Budgets(), waivers={})}, 1, id="not-booted-then"),
+        pytest.param({"asked": key(boot=True, budgets=Budgets(packages=9), waivers={})}, 1, id="other-budgets"),
+        pytest.param({"asked": key(boot=True, budgets=Budgets(), waivers={"x": "y"})}, 1, id="other-waivers"),
     ],
 )
 def test_an_unchanged_image_is_proven_once(
@@ -123,3 +124,20 @@ def test_one_that_is_not_right_fails_the_bake(
     monkeypatch.setattr(verifying, "run", fail)
     with pytest.raises(CheckFailedError):
         prove(tmp_path, unchanged=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "keeps"),
+    [
+        pytest.param([], True, id="all-of-it"),
+        pytest.param(["--firmware", "bios"], False, id="one-firmware"),
+        pytest.param(["--os", "debian"], False, id="as-another-system"),
+    ],
+)
+def test_a_folder_keeps_only_the_whole_proof(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str], keeps: bool
+) -> None:
+    kept_in: list[Path | None] = []
+    monkeypatch.setattr(verifying, "run", lambda settings, request, **how: kept_in.append(how["keep_in"]))
+    assert main(["verify", str(tmp_path), *words]) == 0
+    assert kept_in == [tmp_path if keeps else None]
