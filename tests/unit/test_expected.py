@@ -25,7 +25,10 @@ def test_our_lists_are_of_their_schema(family: str, os: str) -> None:
     assert "kubelet.service" in found.units
     assert "/usr/bin/su" in found.setuid
     assert "tcp/22" in found.sockets
-    assert all(re.compile(pattern) for pattern in found.journal)
+    known = [re.compile(pattern) for pattern in found.journal]
+    timer = "kernel: kernel: ..MP-BIOS bug: 8254 timer not connected to IO-APIC"  # of a guest on a slow host
+    assert any(pattern.search(timer) for pattern in known)
+    assert not any(pattern.search(f"{timer} at all") or pattern.search("kernel: kernel: panic") for pattern in known)
 
 
 def test_each_of_our_files_is_of_a_family_or_a_system() -> None:
