@@ -133,6 +133,12 @@ def wait_for_lock(descriptor: int, kind: int, waiting: Callable[[], None] | None
     fcntl.flock(descriptor, kind)
 
 
+def mark_used(path: Path) -> None:
+    """Give a file of the cache the time of its last use, for whoever prunes; on a read-only file system it stays."""
+    with contextlib.suppress(OSError):
+        os.utime(path)
+
+
 def writable(folder: Path) -> bool:
     """Tell whether a folder can be written to, or made: root can all but where the file system is read-only."""
     while not folder.exists() and folder != folder.parent:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from imagebuilder import resources
-from imagebuilder.content import content_id, locked, sha256_file
+from imagebuilder.content import content_id, locked, mark_used, require_writable, sha256_file
 from imagebuilder.errors import UnreachableError, UnresolvableError
 from imagebuilder.events import Progress, Stage
 from imagebuilder.images import Compose, load_image
@@ -20,7 +21,7 @@ from imagebuilder.resolve import Lock, LockedImage, Taken
 from imagebuilder.sources import apt, gomodules, local
 from imagebuilder.sources.archive import inspect_archive
 from imagebuilder.sources.binaries import Binaries
-from imagebuilder.sources.debs import check_package
+from imagebuilder.sources.debs import check_package, present
 from imagebuilder.sources.download import Downloader
 from imagebuilder.sources.oci import ComposeSpec, compose
 from imagebuilder.sources.registry import Registry
@@ -86,9 +87,22 @@ class Fetcher:
                 context="\n".join(missing[:10]), hint="run it once without --offline",
             )  # fmt: skip
         folder = apt.AptFolder(self.cache / "apt" / lock.apt_folder, archive_of(plan), self.runner)
-        with locked(self.cache / "locks" / "debs"):
+        if all(present(store / package.filename, package.size) for package in packages):
+            return store
+        require_writable(self.cache, "packages")
+        waiting = partial(stage.note, "another bake fetches packages: waiting for it")
+        with locked(self.cache / "locks" / "debs", waiting):
             folder.fetch(packages, store, stage, self.log)
         return store
+
+    def all_packages(self, plan: BuildPlan, lock: Lock) -> None:
+        """Bring every package of a lock into the cache, before anything is built from one.
+
+        Raises:
+            UnreachableError, UntrustedError, UnresolvableError: one of them is not to be had.
+        """
+        with self.progress.stage("packages", "Packages that are locked") as stage:
+            self.packages([package for packages in lock.packages.values() for package in packages], plan, lock, stage)
 
     def _payload(self, name: str, taken: Taken, plan: BuildPlan) -> Path | None:
         component, arch = plan.component(name), plan.cell.arch
@@ -118,6 +132,10 @@ class Fetcher:
         path = archive_path(self.cache, image, plan, lock)
         with self.progress.stage(f"image:{image.reference}", f"Image {image.reference}") as stage:
             stage.cached = path.is_file()
+            if stage.cached:
+                mark_used(path)
+            else:
+                require_writable(self.cache, f"the image {image.reference}")
             if not stage.cached and data is not None and data.compose is not None:
                 self._compose(image, data.compose, packages, plan, lock, path, stage)
             elif not stage.cached:

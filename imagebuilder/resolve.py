@@ -11,11 +11,12 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from imagebuilder import resources
 from imagebuilder.compat import load_compat, minor_of, parse_version
-from imagebuilder.content import canonical_json, content_id, locked, write_atomic
+from imagebuilder.content import canonical_json, content_id, locked, require_writable, write_atomic
 from imagebuilder.errors import ImagebuilderError, UnreachableError, UnresolvableError, UsageError
 from imagebuilder.events import Progress, Stage
 from imagebuilder.images import ImageData, load_image
@@ -133,7 +134,9 @@ class Resolver:
                     "--offline: nothing is known yet about this plan",
                     hint="run it once without --offline",
                 )
-            with locked(self.cache / "locks" / "resolve"):
+            require_writable(self.cache, "an answer to this plan, or one younger than 6 h,")
+            waiting = partial(stage.note, "another bake asks for versions: waiting for it")
+            with locked(self.cache / "locks" / "resolve", waiting):
                 lock = _Asking(self, plan, stage).lock(images)
             write_atomic(path, canonical_json(plain(lock)))
             return lock

@@ -33,6 +33,7 @@ from imagebuilder.content import (
     boot_id,
     canonical_json,
     fsync_directory,
+    mark_used,
     require_writable,
     wait_for_lock,
     writable,
@@ -200,8 +201,7 @@ class LayerStore:
         except ValueError as error:
             message = f"{path / INFO} is not a JSON object"
             raise CacheError(message, hint=f"rm -r {path}") from error
-        with contextlib.suppress(OSError):
-            os.utime(path / INFO)
+        mark_used(path / INFO)
         return Layer(id=layer_id, path=path, info=info)
 
     @contextlib.contextmanager

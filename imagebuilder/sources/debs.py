@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from imagebuilder.content import cores, sha256_file, write_atomic
+from imagebuilder.content import cores, mark_used, sha256_file, write_atomic
 from imagebuilder.errors import UntrustedError
 from imagebuilder.model import LockedPackage
 from imagebuilder.process import Runner
@@ -46,6 +46,7 @@ def make_repository(packages: Sequence[LockedPackage], store: Path, suite: str, 
     def stanza(package: LockedPackage) -> str:
         source = store / package.filename
         check_package(source, package)
+        mark_used(source)
         _link(source, out / package.filename)
         control = runner.run(["dpkg-deb", "--field", source], capture=True).stdout
         return f"{control.rstrip()}\nFilename: ./{package.filename}\nSize: {package.size}\nSHA256: {package.sha256}\n"

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from imagebuilder.content import boot_id, content_id, fsync_directory, sha256_file, write_atomic
+from imagebuilder.content import boot_id, content_id, fsync_directory, mark_used, sha256_file, write_atomic
 from imagebuilder.errors import CacheError, HostError
 from imagebuilder.model import LockedFile, plain
 
@@ -72,6 +72,7 @@ def find(cache_dir: Path, wanted: str) -> Path | None:
         return None
     try:
         if read(folder).id == wanted:
+            mark_used(folder / INFO)
             return folder
     except CacheError:
         pass
