@@ -147,15 +147,15 @@ def writable(folder: Path) -> bool:
 
 
 def require_writable(cache: Path, what: str) -> None:
-    """Refuse to add to a cache folder that is read-only; ``what`` it does not have is named.
+    """Refuse to change a cache folder that is read-only; ``what`` it cannot do is named, such as "take packages".
 
     Raises:
         CacheError: it is.
     """
     if not writable(cache):
         raise CacheError(
-            f"the cache folder {cache} is read-only, and {what} would have to be put there",
-            hint="bake once where it can be written, or choose another one with --cache-dir",
+            f"the cache folder {cache} is read-only: it cannot {what}",
+            hint="run it once where the folder can be written, or choose another one with --cache-dir",
         )
 
 

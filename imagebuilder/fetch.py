@@ -89,7 +89,7 @@ class Fetcher:
         folder = apt.AptFolder(self.cache / "apt" / lock.apt_folder, archive_of(plan), self.runner)
         if all(present(store / package.filename, package.size) for package in packages):
             return store
-        require_writable(self.cache, "packages")
+        require_writable(self.cache, "take packages")
         waiting = partial(stage.note, "another bake fetches packages: waiting for it")
         with locked(self.cache / "locks" / "debs", waiting):
             folder.fetch(packages, store, stage, self.log)
@@ -135,7 +135,7 @@ class Fetcher:
             if stage.cached:
                 mark_used(path)
             else:
-                require_writable(self.cache, f"the image {image.reference}")
+                require_writable(self.cache, f"take the image {image.reference}")
             if not stage.cached and data is not None and data.compose is not None:
                 self._compose(image, data.compose, packages, plan, lock, path, stage)
             elif not stage.cached:

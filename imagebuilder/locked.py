@@ -275,7 +275,7 @@ class _Taking:
             self._require_known()
             return
         if missing or not self._known():
-            require_writable(self._with.cache, "packages of the lock file")
+            require_writable(self._with.cache, "take packages of the lock file")
             waiting = partial(self._stage.note, "another bake asks for versions: waiting for it")
             with locked(self._with.cache / "locks" / "resolve", waiting):
                 yield from self._moved_packages(lock, missing)

@@ -134,7 +134,7 @@ class Resolver:
                     "--offline: nothing is known yet about this plan",
                     hint="run it once without --offline",
                 )
-            require_writable(self.cache, "an answer to this plan, or one younger than 6 h,")
+            require_writable(self.cache, "take an answer about versions, and has none that is younger than 6 h")
             waiting = partial(stage.note, "another bake asks for versions: waiting for it")
             with locked(self.cache / "locks" / "resolve", waiting):
                 lock = _Asking(self, plan, stage).lock(images)

@@ -49,7 +49,7 @@ def command(
     if refresh and offline:
         raise UsageError("--refresh asks the mirrors, --offline asks nobody", hint="give one of them")
     plan = plan_request(request)
-    require_writable(settings.cache, "what the mirrors say")
+    require_writable(settings.cache, "take what the mirrors say")
     resolver = Resolver(
         cache=settings.cache, runner=RealRunner(), progress=Progress(choose_monitor(as_json)),
         log=new_log(settings.cache / "logs", f"lock-{plan.id}"), refresh=refresh, offline=offline,

@@ -213,7 +213,7 @@ class LayerStore:
         Raises:
             CacheError: the cache is read-only.
         """
-        require_writable(self.layers.parent, f"the layer {layer_id[:12]}")
+        require_writable(self.layers.parent, f"take the layer {layer_id[:12]}")
         with self.lock(layer_id, say=say):
             if self.get(layer_id) is not None:
                 yield None
@@ -301,7 +301,7 @@ class LayerStore:
         Raises:
             CacheError: the cache is read-only.
         """
-        require_writable(self.layers.parent, "fewer layers")
+        require_writable(self.layers.parent, "lose layers")
         with self.lock(layer.id, wait=False) as held:
             if not held:
                 return False
@@ -379,9 +379,9 @@ def remove_tree(path: Path) -> None:
 
 
 def disk_usage(path: Path) -> int:
-    """Return the bytes that a folder takes on disk, hard links counted once."""
+    """Return the bytes that a folder, or one file, takes on disk; hard links are counted once."""
     seen: set[tuple[int, int]] = set()
-    total = 0
+    total = 0 if path.is_dir() else path.lstat().st_blocks * 512
     for folder, names, files in os.walk(path):
         for name in [*names, *files]:
             stat = Path(folder, name).lstat()

@@ -1,4 +1,4 @@
-"""The resolver, the lock file and the fetcher end to end, against a tiny distribution of our own (see local_archive: a stand-in)."""
+"""Resolver, lock file and fetcher end to end, with a tiny distribution of our own (see local_archive: a stand-in)."""
 
 from __future__ import annotations
 
@@ -320,7 +320,7 @@ def exact(lock: Lock) -> dict[str, list[list[str]]]:
 def test_what_was_locked_is_taken_on_another_machine_and_then_without_a_network(world: World) -> None:
     world.serve()
     world.serve_docker()
-    wanted = world.plan(packages=("jq",), sources={"docker": "docker-ce"})
+    wanted = world.plan(kubernetes="1.35", packages=("jq",), sources={"docker": "docker-ce"})
     lock = world.resolve(wanted)
     locked = world.lock(wanted)
     assert text_of(locked) == text_of(world.lock(wanted, "elsewhere")), "the same answers, the same bytes"

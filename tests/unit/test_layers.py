@@ -235,7 +235,7 @@ def test_a_read_only_store_can_be_used_and_not_added_to(tmp_path: Path, monkeypa
         with store.scratch("disk") as folder:
             assert names(folder) == []
             assert not folder.is_relative_to(tmp_path)
-        with pytest.raises(CacheError, match=f"read-only, and the layer {OTHER[:12]} would have") as caught:
+        with pytest.raises(CacheError, match=f"is read-only: it cannot take the layer {OTHER[:12]}") as caught:
             store.building(OTHER).__enter__()
         assert "--cache-dir" in caught.value.hint
         with pytest.raises(CacheError, match="read-only"):
