@@ -70,7 +70,7 @@ class Binaries:
         wanted = _id(locked, arch)
         names = ", ".join(item.name for item in locked)
         with (progress or Progress()).stage("source:binaries", f"Fetching {names}") as stage:
-            if found := payload.find(cache_dir, wanted):
+            if found := payload.find(cache_dir, wanted, stage.note):
                 stage.cached = True
                 return found
             with payload.filling(cache_dir, wanted, {"kind": "binaries", "arch": arch}) as work:

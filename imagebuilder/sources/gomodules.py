@@ -88,7 +88,7 @@ def build(
         minimum = go_line(components_dir, module.name)
         go = toolchain(runner, cache_dir, minimum, requirements=components_dir / REQUIREMENTS)
         wanted = _id(module, go, arch)
-        if found := payload.find(cache_dir, wanted):
+        if found := payload.find(cache_dir, wanted, stage.note):
             stage.cached = True
             return found
         _fill(module, go, components_dir, cache_dir, arch, _Build(runner, stage, module), downloader or Downloader())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -120,6 +121,8 @@ class World:
 
     def serve(self, *, containerd: str = "1.7.24~ds1-6+b4", kubernetes: str = "1.35.8-1.1") -> None:
         key = self.keys["kubernetes"]
+        for name in ("work", "k8s"):  # of an archive that this one takes the place of
+            shutil.rmtree(self.tmp / name, ignore_errors=True)
         self.mirrors["tiny"] = publish(self.site, self.keys["tiny"], distribution(containerd), self.tmp / "work").url
         programs = [Deb(name=name, version=kubernetes, fields=LIBC) for name in ("kubelet", "kubeadm", "kubectl")]
         self.mirrors["kubernetes"] = self._extra(key, [*programs, Deb(name="cri-tools")], "/", "/k8s").url
