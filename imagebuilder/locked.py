@@ -213,6 +213,9 @@ class _Taking:
         if source is None or source.kind not in kinds:
             raise DataError(f"the lock file does not say where {name} comes from", hint=AGAIN)
         kind, arch = kinds[source.kind], self._plan.cell.arch
+        asked, version = self._plan.kubernetes, source.version
+        if name == "kubernetes" and asked not in (version, version.rpartition(".")[0]):
+            raise DataError(f"the lock file has Kubernetes {version or 'of no version'}, not {asked}", hint=AGAIN)
         component = self._plan.component(name)
         module = component.module_for(self._plan.kubernetes_minor) if kind == "go-modules" else ""
         base = f"{BASE}/release/v{source.version}/bin/linux/{arch}"

@@ -61,7 +61,9 @@ class Source(Strict):
     """Where a component comes from; of the rest, what the kind has."""
 
     kind: _Text = Field(description="The kind of source that answered.")
-    version: _Text = Field(default="", description="Of the component, where its source states one.")
+    version: Annotated[str, Field(pattern=r"^[0-9A-Za-z.+~:-]{0,128}$")] = Field(
+        default="", description="Of the component, where its source states one."
+    )
     packages: _Names = Field(default=(), description="What is asked of the packages' source.")
     module: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = Field(
         default="", description="Digest of the wrapper Go module: what is built, and every checksum of its modules."

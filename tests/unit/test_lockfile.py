@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_runner import FakeRunner
 
 from imagebuilder import lockfile
 from imagebuilder.__main__ import main
 from imagebuilder.cells import plan_request
-from imagebuilder.errors import DataError
+from imagebuilder.errors import DataError, PrivilegeError, UntrustedError
+from imagebuilder.events import Progress
+from imagebuilder.locked import make_lock, take_locked
 from imagebuilder.lockfile import LockFile, differences, plan_digest, read_lock, text_of, wishes_of
 from imagebuilder.model import BuildRequest
 from imagebuilder.plan import BuildPlan
+from imagebuilder.repositories import archive_of
+from imagebuilder.resolve import Resolver, wrapper_module
+from imagebuilder.sources.apt import folder_key
 
 SHA = "0123456789abcdef" * 4
 
@@ -144,6 +151,77 @@ def test_another_version_of_the_tool_is_named(monkeypatch: pytest.MonkeyPatch) -
     ]
     monkeypatch.setattr(lockfile, "__version__", "9.9")
     assert differences(lock, wanted()) == [f"imagebuilder: locked with {lock.tool}, this is 9.9"]
+
+
+def whole(plan: BuildPlan) -> dict[str, Any]:
+    """Return the plain data of a lock file that has all that the plan needs."""
+    data = json.loads(text_of(made(plan)))
+    module = {"kind": "go-modules", "version": "1.0", "module": SHA, "build": SHA}
+    data["sources"] = {name: dict(module) for name in ("cni", "crictl")}
+    data["sources"] |= {"docker": {"kind": "distro"}, "kubernetes": {**module, "version": "1.35.8"}}
+    data["images"] = [{"name": name, "kind": "registry", "digest": SHA} for name in plan.request.images]
+    return data
+
+
+SOURCES = "sources"
+LIES: dict[str, tuple[Change, str]] = {
+    "no-source": (lambda data: data[SOURCES].pop("docker"), "does not say where docker comes from"),
+    "other-kind": (lambda data: data[SOURCES]["docker"].update(kind="binaries"), "does not say where docker"),
+    "older": (lambda data: data[SOURCES]["kubernetes"].update(version="1.30.1"), "has Kubernetes 1.30.1, not 1.35"),
+    "no-version": (lambda data: data[SOURCES]["kubernetes"].update(version=""), "has Kubernetes of no version"),
+    "program": (
+        lambda data: data[SOURCES]["kubernetes"].update(
+            kind="binaries", programs=[{"name": "sh", "sha256": SHA, "size": 1}]
+        ),
+        "does not have the programs of kubernetes",
+    ),
+    "no-image": (lambda data: data.update(images=[]), "does not have the images"),
+    "no-pause": (lambda data: data.update(pause=None), "does not have the images"),
+    "archive": (lambda data: data["images"][0].update(kind="file"), "is made in another way"),
+    "recipe": (lambda data: data["images"][0].update(kind="compose"), "is made in another way"),
+}
+
+
+@pytest.mark.parametrize(("change", "said"), LIES.values(), ids=LIES)
+def test_a_lock_that_does_not_have_what_it_says_is_refused_before_anybody_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Change, said: str
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    plan = wanted(images=("nginx:1.29",))
+    data = whole(plan)
+    change(data)
+    resolver = Resolver(cache=tmp_path, runner=FakeRunner({}), progress=Progress(), log=tmp_path / "log")
+    with pytest.raises(DataError, match=said):
+        take_locked(LockFile.model_validate(data), plan, resolver, "imagebuilder.lock")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_go_modules_and_a_toolchain_that_are_others_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr("imagebuilder.locked.gomodules.identity", lambda module, **_: (SHA[::-1], "go1.99"))
+    plan = wanted()
+    data = whole(plan)
+    data["sources"]["crictl"] |= {"module": wrapper_module("crictl").digest, "toolchain": "go1.26.8"}
+    (tmp_path / "apt").mkdir()
+    (tmp_path / "apt" / folder_key(archive_of(plan)) / "etc/apt").mkdir(parents=True)
+    (tmp_path / "apt" / folder_key(archive_of(plan)) / "etc/apt/sources.list").write_text("deb somewhere\n")
+    resolver = Resolver(
+        cache=tmp_path, runner=FakeRunner({}), progress=Progress(), log=tmp_path / "log", offline=True
+    )  # fmt: skip
+    with pytest.raises(UntrustedError, match="5 things are not as locked; nothing was built") as caught:
+        take_locked(LockFile.model_validate(data), plan, resolver, "imagebuilder.lock")
+    assert "crictl: locked as built by go1.26.8, here is go1.99" in caught.value.context
+    assert "cni: its Go modules are not those of this version" in caught.value.context
+    assert "image registry.k8s.io/pause" in caught.value.context
+    assert "the image's sources.list" in caught.value.context
+
+
+def test_another_user_than_root_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    resolver = Resolver(cache=tmp_path, runner=FakeRunner({}), progress=Progress(), log=tmp_path / "log")
+    with pytest.raises(PrivilegeError):
+        make_lock(wanted(), resolver)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
