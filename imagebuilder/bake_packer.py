@@ -28,6 +28,8 @@ from imagebuilder.plan import FILE_SOURCE, BuildPlan
 from imagebuilder.process import Runner, require
 from imagebuilder.resolve import Resolver
 from imagebuilder.sources.download import Downloader
+from imagebuilder.verify.disks import open_image
+from imagebuilder.verify.inventory import installed_packages
 from imagebuilder.vm.accel import accelerator
 
 SUMS_SIZE = 4 << 20  # bytes of a list of checksums: the longest seen has a few hundred KiB
@@ -69,6 +71,8 @@ def bake_packer(plan: BuildPlan, *, options: BakeOptions, runner: Runner, progre
             disk = _disk(built)
             if disk is None:
                 return publish_manifest(folder, artifact_id, manifest)
+            if packages := installed(disk, scratch):
+                manifest["packages"] = packages
             with new_file(folder) as new:
                 name = _place(disk, new, plan, manifest["capabilities"], artifact_id, runner, log)
                 return publish(folder, folder / name, artifact_id, manifest)
@@ -183,6 +187,16 @@ def _disk(built: Built) -> Path | None:
             f"packer says that it wrote {missing[0].name}, but it is not there", hint=f"ls {built.folder}"
         )
     return max(files, key=lambda path: path.stat().st_size)
+
+
+def installed(disk: Path, scratch: Path) -> list[dict[str, str]]:
+    """Return the packages of a finished disk for its manifest; none where its file system is not one that is read."""
+    try:
+        with open_image(disk, scratch) as opened:
+            packages = installed_packages(opened.root)
+    except ArtifactError:
+        return []
+    return [{"name": one.name, "version": one.version, "arch": one.arch} for one in packages]
 
 
 def _place(disk: Path, new: Path, plan: BuildPlan, has: Mapping[str, Any], seed: str, runner: Runner, log: Path) -> str:

@@ -142,7 +142,7 @@ def system(family: str) -> Files:
     }  # fmt: skip
     if family == "debian":
         return {**files, "/usr/sbin/apparmor_parser": PROGRAM,
-                "/etc/apt/sources.list": file("deb http://deb.debian.org/debian trixie main\n")}  # fmt: skip
+                "/etc/apt/sources.list": file("deb http://mirror.example/debian trixie main\n")}  # fmt: skip
     return {
         **files,
         "/etc/selinux/config": file("# enforcing - policy is enforced\nSELINUX=enforcing\nSELINUXTYPE=targeted\n"),

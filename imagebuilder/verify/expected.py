@@ -25,16 +25,17 @@ class Lists(Strict):
 
 
 class ExpectedFile(Lists):
-    """A file of ``verification/``: its lists, and more of them for some targets and releases.
+    """A file of ``verification/``: its lists, and more of them for some targets, releases and engines.
 
     The key of an addition has one or more names, with ``*`` where wanted: ``[target."aws vagrant-*"]``.
     """
 
     target: dict[str, Lists] = Field(default={}, description="Additions by target.")
     release: dict[str, Lists] = Field(default={}, description="Additions by release.")
+    engine: dict[str, Lists] = Field(default={}, description="Additions by what made the image.")
 
 
-def load_expected(family: str, os: str, target: str, release: str) -> Expected:
+def load_expected(family: str, os: str, target: str, release: str, engine: str = "direct") -> Expected:
     """Return what is expected of an image.
 
     Args:
@@ -42,13 +43,14 @@ def load_expected(family: str, os: str, target: str, release: str) -> Expected:
         os: its file is added, where there is one of another name than the family's.
         target: of the image; empty where nobody said, then no addition for a target is taken.
         release: of the OS.
+        engine: that made the image.
 
     Raises:
         DataError: a file is missing or not of its schema.
     """
     folder = resources.folder("verification")
     names = [family, *([os] if os != family and (folder / f"{os}.toml").is_file() else [])]
-    parts = [part for name in names for part in _parts(name, target, release)]
+    parts = [part for name in names for part in _parts(name, target, release, engine)]
     secrets = {path: reason for part in parts for path, reason in part.secrets.items()}
     empty = [path for path, reason in secrets.items() if not reason.strip()]
     if empty:
@@ -63,11 +65,11 @@ def load_expected(family: str, os: str, target: str, release: str) -> Expected:
     )
 
 
-def _parts(name: str, target: str, release: str) -> Iterator[Lists]:
+def _parts(name: str, target: str, release: str, engine: str) -> Iterator[Lists]:
     path = resources.folder("verification") / f"{name}.toml"
     whole = validate(read_toml(path), ExpectedFile, label(path))
     yield whole
-    for value, table in ((target, whole.target), (release, whole.release)):
+    for value, table in ((target, whole.target), (release, whole.release), (engine, whole.engine)):
         for patterns, part in table.items():
             if value and any(fnmatchcase(value, pattern) for pattern in patterns.split()):
                 yield part

@@ -71,8 +71,15 @@ def find_subject(path: Path, said: Said) -> Subject:
         release=release, target=target, arch=arch,
         firmware=said.firmware or tuple((manifest or {}).get("capabilities", {}).get("firmware", firmware)),
         manifest=manifest,
-        expected=load_expected(family=profile.family, os=name, target=target, release=release or profile.release),
+        expected=load_expected(
+            family=profile.family, os=name, target=target, release=release or profile.release, engine=_engine(manifest)
+        ),
     )  # fmt: skip
+
+
+def _engine(manifest: Mapping[str, Any] | None) -> str:
+    """Return what made an image; somebody else's are mostly made as Packer makes them: from a cloud's."""
+    return "direct" if manifest and "packer" not in manifest.get("tool", {}) else "packer"
 
 
 def _manifest(path: Path) -> Mapping[str, Any] | None:

@@ -29,6 +29,10 @@ main() {
     rm -rf /root/.ssh /root/.bash_history /tmp/* /var/tmp/*
     # Azure's agent must take the copy for a new machine; what else of the build is its own, it removes.
     ! command -v waagent > /dev/null || waagent -force -deprovision
+    # These two write once more when the machine goes off. auditd refuses to be stopped by systemctl.
+    systemctl stop systemd-random-seed.service
+    ! pkill -x auditd || sleep 2
+    rm -f /var/lib/systemd/random-seed
     # What sudo and sshd logged since the clean-up.
     journalctl --relinquish-var 2> /dev/null || true
     rm -rf /var/log/journal/*

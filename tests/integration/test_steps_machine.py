@@ -351,18 +351,25 @@ def uploaded(ubuntu: FakeRoot) -> FakeRoot:
     (ubuntu.path / "etc/passwd").write_text(
         "root:x:0:0::/root:/bin/sh\nbuilder:x:1001:1001::/home/builder:/bin/sh\nvagrant:x:1000:1000::/home/vagrant:\n"
     )
+    (ubuntu.path / "active").mkdir(exist_ok=True)
+    (ubuntu.path / "active/systemd-random-seed.service").touch()
     for name in ("builder", "vagrant"):
         (ubuntu.path / "etc/sudoers.d" / name).touch()
         (ubuntu.path / "home" / name).mkdir(exist_ok=True)
     return ubuntu
 
 
+QUIET = "systemctl stop systemd-random-seed.service"
 SHUTDOWN = ("/bin/sh", "/var/lib/upload/vm/shutdown.sh")
 
 
 def test_the_end_removes_the_build_user_and_what_was_uploaded(uploaded: FakeRoot) -> None:
+    seed = uploaded.path / "var/lib/systemd/random-seed"
+    seed.parent.mkdir(parents=True, exist_ok=True)
+    seed.write_bytes(b"seed")
     uploaded.run(*SHUTDOWN, "builder", "/var/lib/upload")
-    assert uploaded.calls() == ["userdel --force --remove builder", "fstrim --all", "systemctl poweroff"]
+    assert not seed.exists()
+    assert uploaded.calls() == ["userdel --force --remove builder", QUIET, "fstrim --all", "systemctl poweroff"]
     tree = uploaded.path
     for gone in ("home/builder", "etc/sudoers.d/builder", "etc/sudoers.d/90-cloud-init-users", "var/lib/upload"):
         assert not (tree / gone).exists(), gone
@@ -373,19 +380,24 @@ def test_the_end_removes_the_build_user_and_what_was_uploaded(uploaded: FakeRoot
 def test_azures_agent_is_told_that_this_is_no_machine_any_more(uploaded: FakeRoot) -> None:
     write_program(uploaded.path / "stubs/waagent", 'echo "waagent $*" >> /calls/log')
     uploaded.run(*SHUTDOWN, "--stay", "builder")
-    assert uploaded.calls() == ["userdel --force --remove builder", "waagent -force -deprovision", "fstrim --all"]
+    assert uploaded.calls() == [
+        "userdel --force --remove builder",
+        "waagent -force -deprovision",
+        QUIET,
+        "fstrim --all",
+    ]
 
 
 def test_a_builder_that_stops_the_machine_itself_finds_it_on(uploaded: FakeRoot) -> None:
     uploaded.run(*SHUTDOWN, "--stay", "builder")
-    assert uploaded.calls() == ["userdel --force --remove builder", "fstrim --all"]
+    assert uploaded.calls() == ["userdel --force --remove builder", QUIET, "fstrim --all"]
     assert (uploaded.path / "var/lib/upload").is_dir()
 
 
 @pytest.mark.parametrize("user", ["vagrant", "root"])
 def test_users_of_the_image_are_not_removed(uploaded: FakeRoot, user: str) -> None:
     uploaded.run(*SHUTDOWN, user)
-    assert uploaded.calls() == ["fstrim --all", "systemctl poweroff"]
+    assert uploaded.calls() == [QUIET, "fstrim --all", "systemctl poweroff"]
     assert (uploaded.path / "home/vagrant").is_dir()
 
 

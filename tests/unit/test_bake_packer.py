@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from imagebuilder.bake import BakeOptions, bake
-from imagebuilder.bake_packer import check_private, checksum_in, manifest_data, source_checksum, source_image
+from imagebuilder.bake_packer import check_private, checksum_in, installed, manifest_data, source_checksum, source_image
 from imagebuilder.cells import plan_request
 from imagebuilder.errors import ToolMissingError, UnreachableError, UntrustedError, UsageError
 from imagebuilder.events import Progress
@@ -115,3 +115,9 @@ def test_the_manifest_names_an_image_in_a_cloud(tmp_path: Path) -> None:
     assert made["tool"]["packer"] == "1.16.0"
     assert made["sourceImage"]["kind"] == "cloud-image"
     json.dumps(made)
+
+
+def test_of_a_disk_that_is_not_read_no_packages_are_stated(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(b"XFSB" * 4096)
+    assert installed(disk, tmp_path) == []

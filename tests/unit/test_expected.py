@@ -34,6 +34,12 @@ def test_each_of_our_files_is_of_a_family_or_a_system() -> None:
     assert {"debian", "redhat"} <= names <= systems
 
 
+def test_what_made_an_image_adds_to_the_family(own: Path) -> None:
+    (own / "debian.toml").write_text('units = ["a"]\n[engine.packer]\nunits = ["b"]\n')
+    assert load_expected("debian", "debian", "qemu", "13").units == ("a",)
+    assert load_expected("debian", "debian", "qemu", "13", engine="packer").units == ("a", "b")
+
+
 def test_a_target_and_a_release_add_to_the_family(own: Path) -> None:
     (own / "debian.toml").write_text(
         'units = ["a"]\n[target."aws vagrant-*"]\nunits = ["b"]\n[target.gce]\nunits = ["c"]\n'

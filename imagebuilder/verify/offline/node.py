@@ -91,7 +91,8 @@ def pause_stored(image: Image) -> Found:
     """
     name = str(image.subject.capability("pauseImage") or sandbox(_toml(text(image.root, CONTAINERD))))
     if not name:
-        raise ArtifactError("nobody says which image is the pause image")
+        yield "nobody says which image is the pause image"
+        return
     data = read(image.root, METADATA, _METADATA_LIMIT)
     bucket = (b"v1", b"k8s.io", b"images", name.encode())
     digest = lookup(data, (*bucket, b"target", b"digest")) if data else None

@@ -23,6 +23,9 @@ class Line:
     kind: str
 
 
+BUDGET = "budget-"  # how their ids begin
+
+
 def clean(text: str) -> str:
     """Return a text with a visible mark for everything that a terminal would obey, or that XML forbids."""
     return _UNSAFE.sub("\ufffd", text)
@@ -34,7 +37,7 @@ def kind_of(check: Check | None) -> str:
         return "offline"
     if isinstance(check, BootedCheck):
         return "booted"
-    return "budget" if check else "other"
+    return "budget" if check and check.id.startswith(BUDGET) else "other"
 
 
 def lines_of(report: Report, checks: Iterable[Check]) -> list[Line]:

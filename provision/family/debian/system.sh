@@ -75,4 +75,7 @@ relabel() { :; }
 selinux() { say false; }
 
 # locale_default: sshd's pam_env reads the file, and complains of each login without it. It may be a link to another.
-locale_default() { [ -s /etc/default/locale ] || say LANG=C.UTF-8 > /etc/default/locale; }
+locale_default() {
+    mkdir -p /etc/default
+    [ -s /etc/default/locale ] || say LANG=C.UTF-8 > /etc/default/locale
+}
