@@ -13,13 +13,13 @@ from typing import Any
 
 from imagebuilder import __version__, resources
 from imagebuilder.artifacts import containerd_version, packing, write_artifact
-from imagebuilder.content import canonical_json, content_id, sha256_bytes, sha256_file, write_atomic
+from imagebuilder.content import at_most, canonical_json, content_id, sha256_bytes, sha256_file, write_atomic
 from imagebuilder.direct.disk import VERSION, DiskSpec, write_disk
 from imagebuilder.direct.engine import DirectEngine, LayerJob
 from imagebuilder.direct.jobs import installed_packages, layer_jobs
 from imagebuilder.direct.layers import Layer, LayerStore
 from imagebuilder.direct.sandbox import require_tools
-from imagebuilder.errors import PrivilegeError
+from imagebuilder.errors import PrivilegeError, UsageError
 from imagebuilder.events import Progress, Stage
 from imagebuilder.fetch import Fetcher
 from imagebuilder.model import FORMAT_VERSION, LockedPackage, plain
@@ -41,6 +41,8 @@ class BakeOptions:
         cache: the cache folder.
         refresh: ask the mirrors again.
         offline: take everything from the cache.
+        locked: a lock file: take exactly what it names.
+        jobs: how many cores compress and hash at most; None is all.
         var_files: values of Packer's variables, credentials among them; only their paths are handed on.
     """
 
@@ -48,6 +50,8 @@ class BakeOptions:
     cache: Path
     refresh: bool = False
     offline: bool = False
+    locked: Path | None = None
+    jobs: int | None = None
     var_files: tuple[Path, ...] = ()
 
 
@@ -74,7 +78,13 @@ def bake(plan: BuildPlan, *, options: BakeOptions, runner: Runner, progress: Pro
         PrivilegeError: not root.
         ImagebuilderError: any other class of :mod:`imagebuilder.errors`; nothing half-written is left.
     """
+    with at_most(options.jobs):
+        return _choose(plan, options, runner, progress)
+
+
+def _choose(plan: BuildPlan, options: BakeOptions, runner: Runner, progress: Progress) -> BakeResult:
     if plan.engine == "packer":
+        require_unlocked(options)
         from imagebuilder.bake_packer import bake_packer  # and Jinja2 with it, which the direct engine does not need
 
         return bake_packer(plan, options=options, runner=runner, progress=progress)
@@ -84,7 +94,18 @@ def bake(plan: BuildPlan, *, options: BakeOptions, runner: Runner, progress: Pro
     cache, folder = options.cache.absolute(), options.output.absolute() / plan.id
     with LayerStore(cache) as store:
         store.sweep()
-        return _bake(plan, options, store, folder, runner, progress, new_log(cache / "logs", plan.id))
+        logs = cache if store.writable else options.output.absolute()
+        return _bake(plan, options, store, folder, runner, progress, new_log(logs / "logs", plan.id))
+
+
+def require_unlocked(options: BakeOptions) -> None:
+    """Refuse a lock file for the packer engine, whose machine installs what its sources have when it runs.
+
+    Raises:
+        UsageError: one was given.
+    """
+    if options.locked is not None:
+        raise UsageError("--locked is for the direct engine", hint="imagebuilder list cells")
 
 
 def _bake(
@@ -96,8 +117,10 @@ def _bake(
     resolver = Resolver(
         cache=cache, runner=runner, progress=progress, log=log, refresh=options.refresh, offline=options.offline
     )
-    lock = resolver.resolve(plan)
+    lock = resolver.resolve(plan) if options.locked is None else _locked(options.locked, plan, resolver)
     fetcher = Fetcher(cache=cache, runner=runner, progress=progress, log=log, offline=options.offline)
+    if options.locked is not None and not options.offline:
+        fetcher.all_packages(plan, lock)
     materials = fetcher.materials(plan, lock)
     jobs = layer_jobs(plan, lock, materials, resources.folder("provision"))
     spec = disk_spec(plan, lock, jobs)
@@ -120,7 +143,7 @@ def _bake(
     store.sync()
     # 3. the disk and the artifact
     artifact = folder / f"{plan.id}.{plan.disk.extension}"
-    with store.scratch(f"disk-{artifact_id}") as work, new_file(folder) as new:
+    with store.scratch(f"disk-{artifact_id}", progress.note) as work, new_file(folder) as new:
         with progress.stage("disk", "Disk: partitions, boot loaders, root file system"):
             disk = write_disk(spec, layers, tools, work, runner, log)
         with progress.stage("pack", f"Artifact: {plan.disk.format}") as stage:
@@ -128,6 +151,13 @@ def _bake(
         with progress.stage("manifest", "Manifest and checksums"):
             store.settle()
             return publish(folder, artifact, artifact_id, manifest_data(plan, lock, layers, progress))
+
+
+def _locked(path: Path, plan: BuildPlan, resolver: Resolver) -> Lock:
+    from imagebuilder.locked import take_locked
+    from imagebuilder.lockfile import read_lock  # and its schema, which other bakes do not need
+
+    return take_locked(read_lock(path), plan, resolver, path.name)
 
 
 def disk_spec(plan: BuildPlan, lock: Lock, jobs: Sequence[LayerJob]) -> DiskSpec:

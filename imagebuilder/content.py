@@ -8,10 +8,12 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
+
+from imagebuilder.errors import CacheError
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # proc_sys_kernel(5)
 CHUNK = 1 << 20  # bytes per read: large enough that hashing, not system calls, is the cost
@@ -41,9 +43,31 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+class _Cores:
+    """How many cores this process may use for its own work; None is all that there are."""
+
+    limit: int | None = None
+
+
+def cores() -> int:
+    """Return how many threads compress and hash: one for each core that this process may run on, or fewer."""
+    there = len(os.sched_getaffinity(0))
+    return min(there, _Cores.limit or there)
+
+
+@contextlib.contextmanager
+def at_most(jobs: int | None) -> Iterator[None]:
+    """Let :func:`cores` be ``jobs`` at most while the block runs; None is no limit."""
+    before, _Cores.limit = _Cores.limit, jobs
+    try:
+        yield
+    finally:
+        _Cores.limit = before
+
+
 def sha256_files(paths: Sequence[Path]) -> list[str]:
-    """Return the sha256 of each file, on all cores."""
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    """Return the sha256 of each file, on all cores that may be used."""
+    with ThreadPoolExecutor(cores()) as pool:
         return list(pool.map(sha256_file, paths))
 
 
@@ -85,12 +109,54 @@ def writing(path: Path, *, mode: int = 0o644) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file; others wait. The kernel drops it when this process dies, so none is ever stale."""
+def locked(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold a lock file; others wait. The kernel drops it when this process dies, so none is ever stale.
+
+    Args:
+        path: the lock file; made when it is not there.
+        waiting: called once when another process holds it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+        wait_for_lock(stream.fileno(), fcntl.LOCK_EX, waiting)
         yield
+
+
+def wait_for_lock(descriptor: int, kind: int, waiting: Callable[[], None] | None = None) -> None:
+    """Take a lock of flock(2); ``waiting`` is called once when somebody else holds it."""
+    if waiting:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            waiting()
+    fcntl.flock(descriptor, kind)
+
+
+def mark_used(path: Path) -> None:
+    """Give a file of the cache the time of its last use, for whoever prunes; on a read-only file system it stays."""
+    with contextlib.suppress(OSError):
+        os.utime(path)
+
+
+def writable(folder: Path) -> bool:
+    """Tell whether a folder can be written to, or made: root can all but where the file system is read-only."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return os.access(folder, os.W_OK)
+
+
+def require_writable(cache: Path, what: str) -> None:
+    """Refuse to change a cache folder that is read-only; ``what`` it cannot do is named, such as "take packages".
+
+    Raises:
+        CacheError: it is.
+    """
+    if not writable(cache):
+        raise CacheError(
+            f"the cache folder {cache} is read-only: it cannot {what}",
+            hint="run it once where the folder can be written, or choose another one with --cache-dir",
+        )
 
 
 def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o644) -> None:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from imagebuilder import resources
-from imagebuilder.content import content_id, locked, sha256_file
+from imagebuilder.content import content_id, locked, mark_used, require_writable, sha256_file
 from imagebuilder.errors import UnreachableError, UnresolvableError
 from imagebuilder.events import Progress, Stage
 from imagebuilder.images import Compose, load_image
 from imagebuilder.model import LockedPackage, plain
 from imagebuilder.plan import FILE_SOURCE, BuildPlan
 from imagebuilder.process import Runner
+from imagebuilder.repositories import archive_of
 from imagebuilder.resolve import Lock, LockedImage, Taken
 from imagebuilder.sources import apt, gomodules, local
 from imagebuilder.sources.archive import inspect_archive
 from imagebuilder.sources.binaries import Binaries
-from imagebuilder.sources.debs import check_package
+from imagebuilder.sources.debs import check_package, present
 from imagebuilder.sources.download import Downloader
 from imagebuilder.sources.oci import ComposeSpec, compose
 from imagebuilder.sources.registry import Registry
@@ -84,15 +86,23 @@ class Fetcher:
                 f"--offline: {len(missing)} packages are not in the cache",
                 context="\n".join(missing[:10]), hint="run it once without --offline",
             )  # fmt: skip
-        profile = plan.profile
-        archive = apt.Archive(
-            name=profile.name, suite=profile.suite, arch=profile.arch, components=profile.archive.components,
-            keyring=profile.archive.keyring, mirror=plan.request.mirrors.get(profile.name, ""),
-        )  # fmt: skip
-        folder = apt.AptFolder(self.cache / "apt" / lock.apt_folder, archive, self.runner)
-        with locked(self.cache / "locks" / "debs"):
+        folder = apt.AptFolder(self.cache / "apt" / lock.apt_folder, archive_of(plan), self.runner)
+        if all(present(store / package.filename, package.size) for package in packages):
+            return store
+        require_writable(self.cache, "take packages")
+        waiting = partial(stage.note, "another bake fetches packages: waiting for it")
+        with locked(self.cache / "locks" / "debs", waiting):
             folder.fetch(packages, store, stage, self.log)
         return store
+
+    def all_packages(self, plan: BuildPlan, lock: Lock) -> None:
+        """Bring every package of a lock into the cache, before anything is built from one.
+
+        Raises:
+            UnreachableError, UntrustedError, UnresolvableError: one of them is not to be had.
+        """
+        with self.progress.stage("packages", "Packages that are locked") as stage:
+            self.packages([package for packages in lock.packages.values() for package in packages], plan, lock, stage)
 
     def _payload(self, name: str, taken: Taken, plan: BuildPlan) -> Path | None:
         component, arch = plan.component(name), plan.cell.arch
@@ -117,20 +127,22 @@ class Fetcher:
             return Archive(
                 id=sha256_file(Path(image.source)), path=Path(image.source), reference=", ".join(info.references)
             )
-        packages = [package for package in lock.packages["images"] if package.name in image.packages]
         data = load_image(Path(image.source), plan.pause_image) if image.kind == "compose" else None
-        recipe = plain(data) if data else image.source
-        archive_id = content_id([image.reference, recipe, plain(packages)])
-        path = self.cache / "images" / f"{archive_id}.tar"
+        packages = packages_of(image, lock)
+        path = archive_path(self.cache, image, plan, lock)
         with self.progress.stage(f"image:{image.reference}", f"Image {image.reference}") as stage:
             stage.cached = path.is_file()
+            if stage.cached:
+                mark_used(path)
+            else:
+                require_writable(self.cache, f"take the image {image.reference}")
             if not stage.cached and data is not None and data.compose is not None:
                 self._compose(image, data.compose, packages, plan, lock, path, stage)
             elif not stage.cached:
                 Registry(self.downloader, mirrors=plan.request.mirrors).pull(
                     image.source, plan.cell.arch, path, on_progress=lambda done, all_: stage.update(done, all_, "B")
                 )
-        return Archive(id=archive_id, path=path, reference=image.reference)
+        return Archive(id=path.stem, path=path, reference=image.reference)
 
     def _compose(
         self, image: LockedImage, recipe: Compose, packages: Sequence[LockedPackage], plan: BuildPlan, lock: Lock,
@@ -152,6 +164,22 @@ class Fetcher:
                 path.write_text(text.text)
                 files.append((text.target, path, int(text.mode, 8)))
             compose(spec, files, out, epoch=IMAGE_EPOCH)
+
+
+def packages_of(image: LockedImage, lock: Lock) -> list[LockedPackage]:
+    """Return the packages that the files of a composed image come from; none for other kinds."""
+    return [package for package in lock.packages["images"] if package.name in image.packages]
+
+
+def archive_path(cache: Path, image: LockedImage, plan: BuildPlan, lock: Lock) -> Path:
+    """Return where the cache has the archive of an image that is pulled or composed; its name is its content id.
+
+    Raises:
+        DataError: the image's file does not follow its schema.
+    """
+    recipe = plain(load_image(Path(image.source), plan.pause_image)) if image.kind == "compose" else image.source
+    archive_id = content_id([image.reference, recipe, [package.exact for package in packages_of(image, lock)]])
+    return cache / "images" / f"{archive_id}.tar"
 
 
 def _inside(tree: Path, wanted: str) -> Path:

@@ -98,6 +98,11 @@ class LockedPackage:
     sha256: str
     size: int
 
+    @property
+    def exact(self) -> list[str]:
+        """Return what decides its bytes, for content ids: not where it lies."""
+        return [self.name, self.version, self.arch, self.sha256]
+
 
 def plain(value: Any) -> Any:
     """Return a frozen type as plain data, fit for canonical JSON."""

@@ -11,11 +11,12 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from imagebuilder import resources
 from imagebuilder.compat import load_compat, minor_of, parse_version
-from imagebuilder.content import canonical_json, content_id, locked, write_atomic
+from imagebuilder.content import canonical_json, content_id, locked, require_writable, write_atomic
 from imagebuilder.errors import ImagebuilderError, UnreachableError, UnresolvableError, UsageError
 from imagebuilder.events import Progress, Stage
 from imagebuilder.images import ImageData, load_image
@@ -23,6 +24,7 @@ from imagebuilder.model import FORMAT_VERSION, LockedFile, LockedPackage, Module
 from imagebuilder.plan import BELOW, FILE_SOURCE, BuildPlan
 from imagebuilder.process import Runner
 from imagebuilder.recipe_env import REPOSITORY_OF
+from imagebuilder.repositories import Repositories
 from imagebuilder.sources import apt, gomodules
 from imagebuilder.sources.binaries import Binaries
 from imagebuilder.sources.download import Downloader
@@ -132,7 +134,9 @@ class Resolver:
                     "--offline: nothing is known yet about this plan",
                     hint="run it once without --offline",
                 )
-            with locked(self.cache / "locks" / "resolve"):
+            require_writable(self.cache, "take an answer about versions, and has none that is younger than 6 h")
+            waiting = partial(stage.note, "another bake asks for versions: waiting for it")
+            with locked(self.cache / "locks" / "resolve", waiting):
                 lock = _Asking(self, plan, stage).lock(images)
             write_atomic(path, canonical_json(plain(lock)))
             return lock
@@ -149,7 +153,7 @@ class Resolver:
             lock = TypeAdapter(Lock).validate_json(path.read_bytes())
         except ValidationError:
             return None  # of another version of this program
-        if any(taken.module and _module(taken.module).version != taken.version for taken in lock.taken.values()):
+        if any(taken.module and wrapper_module(taken.module).version != taken.version for taken in lock.taken.values()):
             return None  # the wrapper modules are newer than this answer
         stage.cached = True
         stage.summary = f"Versions as found {age / 60:.0f} min ago (--refresh asks again)"
@@ -175,7 +179,12 @@ def _question(plan: BuildPlan, images: Sequence[ImageRequest]) -> str:
     )  # fmt: skip
 
 
-def _module(name: str) -> ModuleBuild:
+def wrapper_module(name: str) -> ModuleBuild:
+    """Return a wrapper Go module of ours, as it is now.
+
+    Raises:
+        DataError: there is none of that name, or it is not of its schema.
+    """
     return gomodules.load_module(resources.folder("components"), name)
 
 
@@ -204,26 +213,35 @@ def image_data(text: str, plan: BuildPlan) -> ImageRequest:
     return ImageRequest(text=text)
 
 
+def pause_request(plan: BuildPlan) -> ImageRequest | None:
+    """Return what asks for the pause image; None for a bare image."""
+    if plan.request.bare:
+        return None
+    path = resources.folder("components") / "images/pause.toml"
+    return ImageRequest(text=str(path), data=load_image(path, plan.pause_image))
+
+
 class _Asking:
     """One resolution."""
 
     def __init__(self, resolver: Resolver, plan: BuildPlan, stage: Stage) -> None:
         self._with, self._plan, self._stage = resolver, plan, stage
         self._notes: list[str] = []
-        self._added: set[str] = set()
-        profile, mirrors = plan.profile, plan.request.mirrors
-        archive = apt.Archive(
-            name=profile.name, suite=profile.suite, arch=profile.arch, components=profile.archive.components,
-            keyring=profile.archive.keyring, mirror=mirrors.get(profile.name, ""),
-        )  # fmt: skip
-        self._folder = apt.AptFolder(resolver.cache / "apt" / apt.folder_key(archive), archive, resolver.runner)
+        self._repositories = Repositories(
+            plan, cache=resolver.cache, runner=resolver.runner, downloader=resolver.downloader, log=resolver.log
+        )
+
+    @property
+    def _folder(self) -> apt.AptFolder:
+        return self._repositories.folder
 
     def lock(self, images: Sequence[ImageRequest]) -> Lock:
         if self._with.refresh or self._folder.age() > MAX_AGE:
-            self._folder.update(self._with.log, self._with.downloader)
+            self._repositories.update()
         epoch = self._folder.epoch()
         taken = {name: self._take(name) for name in self._plan.sources}
-        pause = None if self._plan.request.bare else self._pause()
+        wanted = pause_request(self._plan)
+        pause = self._image(wanted) if wanted else None
         locked = tuple(self._image(image) for image in images)
         packages = self._packages(taken, [*([pause] if pause else []), *locked])
         found = {package.name: package.version for package in packages["runtime"]}
@@ -239,10 +257,6 @@ class _Asking:
             images=locked,
             notes=tuple(self._notes),
         )
-
-    def _pause(self) -> LockedImage:
-        path = resources.folder("components") / "images/pause.toml"
-        return self._image(ImageRequest(text=str(path), data=load_image(path, self._plan.pause_image)))
 
     def _note(self, text: str) -> None:
         self._notes.append(text)
@@ -273,7 +287,7 @@ class _Asking:
             return self._ask_folder(name, kind)
         if kind == "go-modules":
             module = component.module_for(self._plan.kubernetes_minor)
-            build = _module(module)
+            build = wrapper_module(module)
             if name == "kubernetes":
                 self._wanted(build.version, "the wrapper module builds")
             gomodules.check_reachable(
@@ -284,7 +298,7 @@ class _Asking:
         if kind == "binaries":
             return self._ask_binaries(component.programs)
         if repository := REPOSITORY_OF.get(kind):
-            self._add_repository(repository)
+            self._repositories.add(repository)
         names = component.packages.get(kind, ())
         if name == "docker":
             names = self._plan.profile.runtime_packages(kind)
@@ -321,25 +335,6 @@ class _Asking:
         asked = self._plan.kubernetes
         if version != asked and not (asked.count(".") == 1 and minor_of(version) == asked):
             raise UnresolvableError(f"{what} {version}, not {asked}", hint=f"--kubernetes {version}, or another source")
-
-    def _add_repository(self, name: str) -> None:
-        if name in self._added:
-            return
-        repository = self._plan.repository(name)
-        if repository is None:
-            raise UsageError(f"{self._plan.profile.title} has no repository {name}")
-        minor, mirror = self._plan.kubernetes_minor, self._plan.request.mirrors.get(name, "")
-        uri, key_url = repository.uri_for(minor), repository.key_url_for(minor)
-        if mirror:
-            key_url = key_url.replace(uri.rstrip("/"), mirror.rstrip("/"), 1)
-            uri = mirror
-        fingerprint = self._plan.request.keys.get(name, repository.fingerprint)
-        extra = apt.ExtraRepository(
-            name=name, uri=uri, suite=repository.suite, components=repository.components, key_url=key_url,
-            fingerprint=fingerprint,
-        )  # fmt: skip
-        self._folder = self._folder.adding(extra, self._with.downloader, self._with.log)
-        self._added.add(name)
 
     def _image(self, request: ImageRequest) -> LockedImage:
         data = request.data

@@ -43,6 +43,14 @@ NEXT = {
 @click.option("--refresh", is_flag=True, help="Ask the mirrors for versions again.")
 @click.option("--offline", is_flag=True, help="Take everything from the cache; use no network.")
 @click.option(
+    "--locked", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
+    help="Take exactly what this file of \"imagebuilder lock\" names, or nothing.",
+)  # fmt: skip
+@click.option(
+    "--jobs", type=click.IntRange(min=1), default=None, metavar="N",
+    help="How many cores compress and hash at most.  [default: all]",
+)  # fmt: skip
+@click.option(
     "--var-file", "var_files", multiple=True, metavar="FILE", type=click.Path(path_type=Path, exists=True),
     help="For the packer engine: a file with values of its variables; repeatable. Mode 0600, if one is secret.",
 )  # fmt: skip
@@ -56,7 +64,7 @@ NEXT = {
 @click.pass_obj
 def command(
     settings: Settings, request: BuildRequest, output: Path, refresh: bool, offline: bool,
-    var_files: tuple[Path, ...], level: Level | None, as_json: bool,
+    locked: Path | None, jobs: int | None, var_files: tuple[Path, ...], level: Level | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Build a machine image.
 
@@ -73,10 +81,16 @@ def command(
 
     if refresh and offline:
         raise UsageError("--refresh asks the mirrors, --offline asks nobody", hint="give one of them")
+    if refresh and locked:
+        raise UsageError("--refresh asks for new versions, --locked takes the old ones", hint="give one of them")
+    options = BakeOptions(
+        output=output, cache=settings.cache, refresh=refresh, offline=offline, locked=locked, jobs=jobs,
+        var_files=var_files,
+    )  # fmt: skip
     start = time.monotonic()
     result = bake(
         plan_request(request),
-        options=BakeOptions(output=output, cache=settings.cache, refresh=refresh, offline=offline, var_files=var_files),
+        options=options,
         runner=RealRunner(),
         progress=Progress(choose_monitor(as_json)),
     )

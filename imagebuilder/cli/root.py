@@ -19,6 +19,7 @@ VERBS: Mapping[str, str] = {
     "boot": "Boot an image under QEMU and time its stages.",
     "diff": "Show what changed between two images: packages, files, settings, sizes, boot times.",
     "plan": "Show what bake would do; needs no root and no network.",
+    "lock": "Write down exactly what a bake takes from outside.",
     "template": "Write a folder for Packer; with --all, one for every cell.",
     "list": "List what can be built: os, targets, cells or kubernetes.",
     "steps": "List the steps of the recipe.",

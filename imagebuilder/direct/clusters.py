@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import IO, Protocol, Self, TypeAlias
 
+from imagebuilder.content import cores
 from imagebuilder.direct.sparse import OnProgress
 from imagebuilder.direct.virtual import DiskSource
 from imagebuilder.errors import ArtifactError
@@ -21,6 +22,7 @@ CLUSTER = 1 << CLUSTER_BITS  # bytes: QEMU's default for qcow2, and what every V
 
 _BATCH = 64  # clusters per task: 4 MiB, so that handing over tasks costs nothing next to compressing
 _AHEAD = 2  # tasks waiting per thread: bounds the memory to 4 + (1 + 2) x 4 MiB per thread
+_MOST = 16  # threads: more do not help the one that writes; 256 MiB at most
 _FLUSH = 32 << 20  # bytes per round of flushing: a tenth of a second at 300 MB/s
 _ZERO_CLUSTER = bytes(CLUSTER)
 
@@ -146,10 +148,12 @@ class Image(Protocol):
 
 
 def pour(
-    disk: DiskSource, image: Image, stream: IO[bytes], make: Callable[[], Compress], *, threads: int,
+    disk: DiskSource, image: Image, stream: IO[bytes], make: Callable[[], Compress], *, threads: int | None,
     on_progress: OnProgress | None,
 ) -> None:  # fmt: skip
     """Put every cluster of a disk that is not zero, compressed, into the image that ``stream`` holds.
+
+    Without ``threads``, there is one for each core that may be used.
 
     Raises:
         ArtifactError: what the disk is made from changed meanwhile.
@@ -157,7 +161,7 @@ def pour(
     todo = list(batches(disk))
     total, done = sum(len(batch) for batch in todo) * CLUSTER, 0
     with Flusher(stream) as flusher:
-        for batch, blobs in in_order(Compressor(disk, make), todo, threads):
+        for batch, blobs in in_order(Compressor(disk, make), todo, threads or min(cores(), _MOST)):
             for index, blob in blobs:
                 image.add(index, blob)
             flusher.nudge(image.end)

@@ -13,7 +13,7 @@ from imagebuilder.direct.layers import Layer, LayerStore, full_disk_named
 from imagebuilder.direct.sandbox import Bind, Mount, Overlay, Tmpfs, command
 from imagebuilder.errors import CacheError, CommandError, DeadlineError, StepError
 from imagebuilder.events import Progress, Stage
-from imagebuilder.model import FORMAT_VERSION, LockedPackage, plain
+from imagebuilder.model import FORMAT_VERSION, LockedPackage
 from imagebuilder.process import Runner
 
 INSIDE = "/run/imagebuilder"  # where a sandbox sees what it is given; a tmpfs, so nothing of it stays in the layer
@@ -89,7 +89,7 @@ class DirectEngine:
         layers: list[Layer] = []
         for job in jobs:
             with self.progress.stage(f"layer:{job.name}", f"Layer {job.name}") as stage:
-                found = self.store.use(job.id)
+                found = self.store.use(job.id, stage.note)
                 stage.cached = found is not None
                 with full_disk_named(self.store.staging):
                     layers.append(found or self._used(self._build(job, layers, stage)))
@@ -98,10 +98,13 @@ class DirectEngine:
     def tools(self, base: Layer, packages: Sequence[LockedPackage]) -> list[Layer]:
         """Return the tools tree: the base layer, and the disk-writing programs unpacked on top of it."""
         tools_id = content_id(
-            {"format": FORMAT_VERSION, "name": "tools", "parent": base.id, "packages": plain(packages)}
-        )
+            {
+                "format": FORMAT_VERSION, "name": "tools", "parent": base.id,
+                "packages": [package.exact for package in packages],
+            }
+        )  # fmt: skip
         with self.progress.stage("layer:tools", "Programs that write the disk") as stage:
-            found = self.store.use(tools_id)
+            found = self.store.use(tools_id, stage.note)
             stage.cached = found is not None
             if found is None:
                 with full_disk_named(self.store.staging):
@@ -109,7 +112,7 @@ class DirectEngine:
         return [base, found]
 
     def _build(self, job: LayerJob, below: Sequence[Layer], stage: Stage) -> Layer:
-        with self.store.building(job.id) as folder:
+        with self.store.building(job.id, stage.note) as folder:
             if folder is None:
                 return self._finished(job.id)
             repository = self.make_repository(job.packages, folder / "repository", stage)
@@ -207,7 +210,7 @@ class DirectEngine:
             )  # fmt: skip
 
     def _unpack_tools(self, tools_id: str, base: Layer, packages: Sequence[LockedPackage], stage: Stage) -> Layer:
-        with self.store.building(tools_id) as folder:
+        with self.store.building(tools_id, stage.note) as folder:
             if folder is None:
                 return self._finished(tools_id)
             repository = self.make_repository(packages, folder / "repository", stage)

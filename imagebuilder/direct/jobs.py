@@ -69,7 +69,7 @@ def _keys(layer: LayerPlan) -> list[str]:
 def _inputs(name: str, lock: Lock, materials: Materials) -> dict[str, Any]:
     """Return what a layer's id covers beyond its steps: exact packages, payloads, images, files."""
     inputs: dict[str, Any] = {
-        "packages": [[p.name, p.version, p.arch, p.sha256] for p in lock.packages[name]],
+        "packages": [package.exact for package in lock.packages[name]],
         "payloads": {
             component: folder.name
             for component, folder in sorted(materials.payloads.items())

@@ -4,6 +4,9 @@
 cannot live in an overlay, whole) and ``layer.json``, written last. A layer enters the store by one rename, so
 whatever is there is whole. Half-built ones are in ``tmp/`` and belong to whoever holds the lock of that id.
 
+Its info has a seal (:mod:`imagebuilder.direct.seals`). A layer that is not as its seal says is removed when it is
+asked for, and said so: it counts as not there. A store on a read-only file system can be used, not added to.
+
 A layer is used while it is still on its way to the disk. Until it has arrived, a file in it names the boot of this
 machine in which it was made: after a power cut it counts as not there.
 """
@@ -16,6 +19,7 @@ import fcntl
 import json
 import os
 import shutil
+import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -25,12 +29,28 @@ from types import TracebackType
 from typing import Any, Self
 
 from imagebuilder import process
-from imagebuilder.content import boot_id, canonical_json, fsync_directory
+from imagebuilder.content import (
+    boot_id,
+    canonical_json,
+    fsync_directory,
+    mark_used,
+    require_writable,
+    wait_for_lock,
+    writable,
+)  # fmt: skip
+from imagebuilder.direct.seals import SEAL, damage_of, seal_of
 from imagebuilder.errors import CacheError, CommandError, HostError, StepError
+from imagebuilder.model import plain
 
 INFO = "layer.json"
+BEING_MADE = "another bake makes the same: waiting for it"
 UNSYNCED = "unsynced"  # beside it, while the layer is on its way to the disk
+Say = Callable[[str], None]  # takes a line for people
 NO_SPACE = (os.strerror(errno.ENOSPC), "You don't have enough free space")  # how programs say it, and how apt does
+
+
+def silent(text: str) -> None:
+    """Say nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +89,7 @@ class LayerStore:
         self._used: list[int] = []  # open lock files
         weakref.finalize(self, _close, self._used)
         self.layers, self.staging, self.locks = (cache / name for name in ("layers", "tmp", "locks"))
+        self.writable = writable(cache)
         try:
             for folder in (self.layers, self.staging, self.locks):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -118,19 +139,53 @@ class LayerStore:
             fsync_directory(path)
             fsync_directory(self.layers)
 
-    def use(self, layer_id: str) -> Layer | None:
-        """Return a finished layer, or None. Until the store's block ends, no other process removes it."""
-        lock = os.open(self.locks / layer_id, os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        layer = self.get(layer_id)
-        if layer is None:
-            os.close(lock)
-        else:
-            self._used.append(lock)
-            unsynced = (layer.path / UNSYNCED).exists()  # its maker was stopped, or is still at it
-            if unsynced and layer_id not in self._syncing:
-                self._made.append(layer_id)
+    def use(self, layer_id: str, say: Say = silent) -> Layer | None:
+        """Return a finished layer that is as its seal says, or None; a damaged one is removed.
+
+        Until the store's block ends, no other process removes it.
+
+        Args:
+            layer_id: which.
+            say: is told when another bake has to be waited for, and when a damaged layer was removed.
+
+        Raises:
+            CacheError: it is damaged, and cannot be removed now.
+        """
+        lock = self._share(layer_id, say)
+        try:
+            layer = self.get(layer_id)
+            damage = damage_of(layer.path, layer.info) if layer else ""
+        except CacheError as error:
+            layer, damage = None, error.message
+        if layer is None or damage:
+            _close(lock)
+            if damage:
+                self._drop(layer_id, damage, say)
+            return None
+        self._used += lock
+        # Else its maker was stopped, or is still at it.
+        if self.writable and (layer.path / UNSYNCED).exists() and layer_id not in self._syncing:
+            self._made.append(layer_id)
         return layer
+
+    def _share(self, layer_id: str, say: Say) -> list[int]:
+        """Return the descriptor that keeps others from removing a layer; none where nobody can remove one."""
+        try:
+            flags = os.O_RDWR | os.O_CREAT if self.writable else os.O_RDONLY
+            lock = os.open(self.locks / layer_id, flags, 0o644)
+        except FileNotFoundError:
+            return []
+        wait_for_lock(lock, fcntl.LOCK_SH, lambda: say(BEING_MADE))
+        return [lock]
+
+    def _drop(self, layer_id: str, damage: str, say: Say) -> None:
+        path = self.layers / layer_id
+        message = f"layer {layer_id[:12]} in the cache is damaged ({damage})"
+        if not self.writable:
+            raise CacheError(f"{message}, and the cache is read-only", hint="choose another one with --cache-dir")
+        if not self.remove(Layer(id=layer_id, path=path, info={})):
+            raise CacheError(f"{message}, and another bake uses it", hint="run the command again when that has ended")
+        say(f"{message}: it was removed, and is made again")
 
     def get(self, layer_id: str) -> Layer | None:
         """Return a finished layer, marked as used now, or None."""
@@ -146,17 +201,20 @@ class LayerStore:
         except ValueError as error:
             message = f"{path / INFO} is not a JSON object"
             raise CacheError(message, hint=f"rm -r {path}") from error
-        with contextlib.suppress(OSError):
-            os.utime(path / INFO)
+        mark_used(path / INFO)
         return Layer(id=layer_id, path=path, info=info)
 
     @contextlib.contextmanager
-    def building(self, layer_id: str) -> Iterator[Path | None]:
+    def building(self, layer_id: str, say: Say = silent) -> Iterator[Path | None]:
         """Hand out an empty folder to fill, or None when another process finished the layer meanwhile.
 
         The folder's content becomes the layer through :meth:`commit`; otherwise it is removed at the end.
+
+        Raises:
+            CacheError: the cache is read-only.
         """
-        with self.lock(layer_id):
+        require_writable(self.layers.parent, f"take the layer {layer_id[:12]}")
+        with self.lock(layer_id, say=say):
             if self.get(layer_id) is not None:
                 yield None
                 return
@@ -174,6 +232,7 @@ class LayerStore:
         for path in folder.iterdir():
             if path.name not in ("root", "volumes"):
                 remove_tree(path) if path.is_dir() else path.unlink()
+        info = {**info, SEAL: plain(seal_of(folder))}
         (folder / INFO).write_bytes(canonical_json(info))  # on the disk with the rest
         (folder / UNSYNCED).write_text(boot_id())
         target = self.layers / folder.name
@@ -183,20 +242,27 @@ class LayerStore:
         return Layer(id=folder.name, path=target, info=info)
 
     @contextlib.contextmanager
-    def lock(self, name: str, *, wait: bool = True) -> Iterator[bool]:
+    def lock(self, name: str, *, wait: bool = True, say: Say = silent) -> Iterator[bool]:
         """Hold the lock of a name; the kernel drops it when this process dies. Yields False when not waiting."""
         with (self.locks / name).open("w") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-                return
+            if wait:
+                wait_for_lock(stream.fileno(), fcntl.LOCK_EX, lambda: say(BEING_MADE))
+            else:
+                try:
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    yield False
+                    return
             yield True
 
     @contextlib.contextmanager
-    def scratch(self, name: str) -> Iterator[Path]:
-        """Hand out an empty folder on the cache's file system, and remove it at the end."""
-        with self.lock(name):
+    def scratch(self, name: str, say: Say = silent) -> Iterator[Path]:
+        """Hand out an empty folder, and remove it at the end: on the cache's file system, where that is writable."""
+        if not self.writable:
+            with tempfile.TemporaryDirectory(prefix="imagebuilder-") as elsewhere:
+                yield Path(elsewhere)
+            return
+        with self.lock(name, say=say):
             folder = self.staging / name
             remove_tree(folder)
             folder.mkdir()
@@ -207,6 +273,8 @@ class LayerStore:
 
     def sweep(self) -> None:
         """Remove what killed builds left behind."""
+        if not self.writable:
+            return
         for folder in self.staging.iterdir():
             with self.lock(folder.name, wait=False) as held:
                 if held:
@@ -228,7 +296,12 @@ class LayerStore:
         return Layer(id=layer_id, path=path, info=info) if isinstance(info, dict) and not _lost(path) else None
 
     def remove(self, layer: Layer) -> bool:
-        """Remove a layer, unless a bake uses it; it disappears from the store before its files do."""
+        """Remove a layer, unless a bake uses it; it disappears from the store before its files do.
+
+        Raises:
+            CacheError: the cache is read-only.
+        """
+        require_writable(self.layers.parent, "lose layers")
         with self.lock(layer.id, wait=False) as held:
             if not held:
                 return False
@@ -306,9 +379,9 @@ def remove_tree(path: Path) -> None:
 
 
 def disk_usage(path: Path) -> int:
-    """Return the bytes that a folder takes on disk, hard links counted once."""
+    """Return the bytes that a folder, or one file, takes on disk; hard links are counted once."""
     seen: set[tuple[int, int]] = set()
-    total = 0
+    total = 0 if path.is_dir() else path.lstat().st_blocks * 512
     for folder, names, files in os.walk(path):
         for name in [*names, *files]:
             stat = Path(folder, name).lstat()

@@ -77,7 +77,7 @@ class Header:
 
 
 def write_qcow2(
-    disk: DiskSource, out: Path, *, level: int = 1, threads: int = 2, on_progress: OnProgress | None = None
+    disk: DiskSource, out: Path, *, level: int = 1, threads: int | None = None, on_progress: OnProgress | None = None
 ) -> None:
     """Write a disk as a compressed qcow2 image; the file appears under its name only when whole.
 
@@ -85,7 +85,7 @@ def write_qcow2(
         disk: what to write, a multiple of 512 bytes.
         out: the image to make or replace.
         level: of zstd, 1 to 22.
-        threads: that read and compress; the result does not depend on it.
+        threads: that read and compress; by default one for each core. The result does not depend on it.
         on_progress: called from this thread with bytes done and bytes in all; holes do not count.
 
     Raises:

@@ -47,7 +47,13 @@ def image_uuid(seed: str) -> uuid.UUID:
 
 
 def write_vmdk(
-    disk: DiskSource, out: Path, *, seed: str, level: int = 1, threads: int = 2, on_progress: OnProgress | None = None
+    disk: DiskSource,
+    out: Path,
+    *,
+    seed: str,
+    level: int = 1,
+    threads: int | None = None,
+    on_progress: OnProgress | None = None,
 ) -> None:
     """Write a disk as a stream-optimised VMDK; the file appears under its name only when whole.
 
@@ -56,7 +62,7 @@ def write_vmdk(
         out: the image to make or replace.
         seed: what the identifiers in it are derived from.
         level: of zlib, 1 to 9.
-        threads: that read and compress; the result does not depend on it.
+        threads: that read and compress; by default one for each core. The result does not depend on it.
         on_progress: called from this thread with bytes done and bytes in all; holes do not count.
 
     Raises:

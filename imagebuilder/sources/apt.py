@@ -34,6 +34,7 @@ PACKAGE_LIMIT = 1 << 30  # bytes of one package; the largest that we meet (a ker
 ASK_AGAIN = "run the command again with --refresh: it asks for versions anew"
 
 PROXY_LINE = re.compile(r'Acquire::https?::(Proxy|ProxyAutoDetect|Proxy-Auto-Detect)\b.*".+"', re.IGNORECASE)
+FIELD = re.compile(r"(?:Package|Version|Architecture|SHA256): .")  # of a stanza (deb822(5))
 URI_LINE = re.compile(  # name, version and architecture as Debian's policy, section 5.6, allows them, quoted by apt
     r"'([^']+)' (([a-z0-9][a-z0-9+.-]*)_([A-Za-z0-9.+~%-]+)_([a-z0-9-]+)\.deb) ([0-9]{1,15}) SHA256:([0-9a-f]{64})"
 )
@@ -184,6 +185,19 @@ class AptFolder:
         """
         return parse_uris(self._print_uris(["download", *names]))
 
+    def known(self, names: Iterable[str]) -> dict[tuple[str, str, str], set[str]]:
+        """Return the sha256 that the indexes state for (name, version, architecture): every version that they have.
+
+        A name that they do not have is left out.
+        """
+        said = self._apt(["apt-cache", "show", *sorted(set(names))], capture=True, check=False).stdout
+        found: dict[tuple[str, str, str], set[str]] = {}
+        for stanza in said.split("\n\n"):
+            fields = dict(line.split(": ", 1) for line in stanza.splitlines() if FIELD.match(line))
+            key = (fields.get("Package", ""), fields.get("Version", ""), fields.get("Architecture", ""))
+            found.setdefault(key, set()).add(fields.get("SHA256", ""))
+        return found
+
     def fetch(self, packages: Iterable[LockedPackage], store: Path, stage: Stage, log: Path) -> None:
         """Bring packages into ``store``, under their file names, their hashes checked.
 
@@ -311,6 +325,11 @@ def _contained() -> list[str]:
 def folder_key(archive: Archive) -> str:
     """Return a name for the apt folder of an archive."""
     return f"{archive.suite}-{archive.arch}-{content_id([archive.mirror, archive.components])[:12]}"
+
+
+def file_name(name: str, version: str, arch: str) -> str:
+    """Return how apt names the file of a package: the colon of an epoch is quoted."""
+    return f"{name}_{version.replace(':', '%3a')}_{arch}.deb"
 
 
 def parse_uris(output: str) -> tuple[LockedPackage, ...]:

@@ -67,10 +67,10 @@ class Binaries:
             UnreachableError, UnresolvableError: as for :meth:`resolve_version`.
             UntrustedError: a file is not the one that was locked, or is no program for ``arch``.
         """
-        hashes = {item.name: item.sha256 for item in locked}
-        wanted = payload.payload_id({"kind": "binaries", "arch": arch, "programs": hashes})
-        with (progress or Progress()).stage("source:binaries", f"Fetching {', '.join(hashes)}") as stage:
-            if found := payload.find(cache_dir, wanted):
+        wanted = _id(locked, arch)
+        names = ", ".join(item.name for item in locked)
+        with (progress or Progress()).stage("source:binaries", f"Fetching {names}") as stage:
+            if found := payload.find(cache_dir, wanted, stage.note):
                 stage.cached = True
                 return found
             with payload.filling(cache_dir, wanted, {"kind": "binaries", "arch": arch}) as work:
@@ -83,6 +83,11 @@ class Binaries:
                     if file_arch(target) != arch:
                         raise UntrustedError(f"{item.name} is no program for {arch}")
         return cache_dir / "payloads" / wanted
+
+    @staticmethod
+    def cached(locked: Sequence[LockedFile], cache_dir: Path, *, arch: str) -> bool:
+        """Tell whether the cache has what was locked."""
+        return payload.find(cache_dir, _id(locked, arch)) is not None
 
     def _lock(self, version: str, program: str, arch: str) -> LockedFile:
         path = f"release/v{version}/bin/linux/{arch}/{program}"
@@ -101,3 +106,8 @@ class Binaries:
     def _text(self, path: str) -> str:
         data = self._downloader.get_bytes(f"{self._base}/{path}", max_size=MAX_TEXT).body
         return data.decode("ascii", "replace").strip()
+
+
+def _id(locked: Sequence[LockedFile], arch: str) -> str:
+    hashes = {item.name: item.sha256 for item in locked}
+    return payload.payload_id({"kind": "binaries", "arch": arch, "programs": hashes})

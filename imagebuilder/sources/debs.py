@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from imagebuilder.content import sha256_file, write_atomic
+from imagebuilder.content import cores, mark_used, sha256_file, write_atomic
 from imagebuilder.errors import UntrustedError
 from imagebuilder.model import LockedPackage
 from imagebuilder.process import Runner
-
-WORKERS = 2  # dpkg-deb is started once for each package: as many at a time as small machines have cores
 
 
 def present(path: Path, size: int) -> bool:
@@ -30,7 +28,7 @@ def check_package(path: Path, package: LockedPackage) -> None:
         path.unlink(missing_ok=True)
         raise UntrustedError(
             f"{package.filename} is not the file that the lock names",
-            context=f"expected sha256 {package.sha256}, {package.size} bytes, from {package.uri}",
+            context=f"expected sha256 {package.sha256}, {package.size} bytes, from {package.uri or 'the archive'}",
             hint="run the command again: the file was removed and will be fetched anew",
         )
 
@@ -48,11 +46,12 @@ def make_repository(packages: Sequence[LockedPackage], store: Path, suite: str, 
     def stanza(package: LockedPackage) -> str:
         source = store / package.filename
         check_package(source, package)
+        mark_used(source)
         _link(source, out / package.filename)
         control = runner.run(["dpkg-deb", "--field", source], capture=True).stdout
         return f"{control.rstrip()}\nFilename: ./{package.filename}\nSize: {package.size}\nSHA256: {package.sha256}\n"
 
-    with ThreadPoolExecutor(WORKERS) as pool:
+    with ThreadPoolExecutor(cores()) as pool:  # hashing, and dpkg-deb, which is started once for each package
         index = "\n".join(pool.map(stanza, packages))
     write_atomic(out / "Packages", index)
     release = (

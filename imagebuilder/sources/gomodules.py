@@ -88,11 +88,23 @@ def build(
         minimum = go_line(components_dir, module.name)
         go = toolchain(runner, cache_dir, minimum, requirements=components_dir / REQUIREMENTS)
         wanted = _id(module, go, arch)
-        if found := payload.find(cache_dir, wanted):
+        if found := payload.find(cache_dir, wanted, stage.note):
             stage.cached = True
             return found
         _fill(module, go, components_dir, cache_dir, arch, _Build(runner, stage, module), downloader or Downloader())
         return cache_dir / "payloads" / wanted
+
+
+def identity(
+    module: ModuleBuild, *, components_dir: Path, cache_dir: Path, runner: Runner, arch: str
+) -> tuple[str, str]:  # fmt: skip
+    """Return the id of a component's build, and the version of the Go toolchain that this host builds it with.
+
+    Raises:
+        UnreachableError, UntrustedError, ToolMissingError: as :func:`toolchain` raises them.
+    """
+    go = toolchain(runner, cache_dir, go_line(components_dir, module.name), requirements=components_dir / REQUIREMENTS)
+    return _id(module, go, arch), go.version
 
 
 def check_reachable(

@@ -15,11 +15,19 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from imagebuilder.content import boot_id, content_id, fsync_directory, sha256_file, write_atomic
+from imagebuilder.content import (
+    boot_id,
+    content_id,
+    fsync_directory,
+    mark_used,
+    require_writable,
+    sha256_file,
+    write_atomic,
+)
 from imagebuilder.errors import CacheError, HostError
 from imagebuilder.model import LockedFile, plain
 
@@ -62,20 +70,28 @@ def payload_id(inputs: Mapping[str, object]) -> str:
     return content_id({"payload": FORMAT, **plain(inputs)})
 
 
-def find(cache_dir: Path, wanted: str) -> Path | None:
+def find(cache_dir: Path, wanted: str, say: Callable[[str], None] | None = None) -> Path | None:
     """Return the folder of a payload that is there and whole, or None.
 
-    The check is cheap: names, kinds and sizes. A broken folder is removed, to be made again.
+    The check is cheap: names, kinds and sizes. A broken folder is removed, to be made again, and ``say`` is told.
+
+    Raises:
+        CacheError: it is broken, and the cache is read-only.
     """
     folder = cache_dir / "payloads" / wanted
     if not folder.is_dir():
         return None
     try:
         if read(folder).id == wanted:
+            mark_used(folder / INFO)
             return folder
-    except CacheError:
-        pass
+        problem = "it is that of another id"
+    except CacheError as error:
+        problem = error.message
+    require_writable(cache_dir, f"lose a damaged payload ({problem})")
     _discard(folder)
+    if say:
+        say(f"{problem}: it was removed, and is made again")
     return None
 
 

@@ -7,6 +7,7 @@ real, what is in its packages is not.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 import tempfile
@@ -84,8 +85,10 @@ class Deb:
             (tree / path).chmod(0o755)
         (tree / "DEBIAN").mkdir(parents=True)
         (tree / "DEBIAN/control").write_text(self.control())
-        out = folder / self.filename
-        run("dpkg-deb", "--root-owner-group", "-Znone", "--build", tree, out)
+        for path in [tree, *tree.rglob("*")]:  # the same package is the same bytes, whenever it is built
+            os.utime(path, (EPOCH, EPOCH))
+        out, env = folder / self.filename, {**os.environ, "SOURCE_DATE_EPOCH": str(EPOCH)}
+        run("dpkg-deb", "--root-owner-group", "-Znone", "--build", tree, out, env=env)
         return out.read_bytes()
 
 

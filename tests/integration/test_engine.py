@@ -21,7 +21,7 @@ from imagebuilder import process
 from imagebuilder.content import sha256_file
 from imagebuilder.direct import gpt
 from imagebuilder.direct.engine import DirectEngine
-from imagebuilder.direct.layers import Layer
+from imagebuilder.direct.layers import BEING_MADE, Layer
 from imagebuilder.errors import HostError, StepError
 from imagebuilder.events import Progress, Tape
 from imagebuilder.process import RealRunner
@@ -379,6 +379,39 @@ def test_two_bakes_at_once_build_a_layer_once(stack: Stack) -> None:
     ran = [line for lines in ends for line in lines if line == "note layer:runtime upper/30-try"]
     assert len(ran) == 1
     assert staged(stack.cache) == []
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_bake_that_waits_for_another_ones_layer_says_so(stack: Stack, dies: bool) -> None:
+    """When the other one is killed, it makes the layer itself."""
+    want = Want(layers=2, attempt=f"sleep {2 + dies}; date +%N > /etc/when")
+    with baking(stack.cache, want) as first:
+        wait_for(first, "note layer:runtime upper/30-try")
+        with baking(stack.cache, want) as second:
+            wait_for(second, f"note layer:runtime {BEING_MADE}")
+            if dies:
+                first.kill()
+                wait_for(second, "note layer:runtime upper/30-try")
+            wait_for(second, "baked")
+            assert second.wait(10) == 0
+    assert staged(stack.cache) == []
+
+
+def test_a_damaged_layer_is_made_again_by_the_next_bake_that_wants_it(stack: Stack) -> None:
+    want = Want(layers=2, attempt="echo right > /etc/motd")
+    with baking(stack.cache, want) as child:
+        layer_id = wait_for(child, "baked")[-1].split()[-1]
+        assert child.wait(10) == 0
+    motd = stack.cache / "layers" / layer_id / "root/etc/motd"
+    motd.write_text("wrong")
+    with baking(stack.cache, want) as child:
+        lines = wait_for(child, "baked")
+        assert child.wait(10) == 0
+    said = f"note layer:runtime layer {layer_id[:12]} in the cache is damaged"
+    assert sum(line.startswith(said) for line in lines) == 1
+    assert motd.read_text() == "right\n"
+    with baking(stack.cache, want) as child:
+        assert not [line for line in wait_for(child, "baked") if "damaged" in line]
 
 
 def test_ctrl_c_at_the_command_line(tmp_path: Path) -> None:

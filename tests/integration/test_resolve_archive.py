@@ -1,8 +1,11 @@
-"""The resolver and the fetcher end to end, against a tiny distribution of our own (see local_archive: a stand-in)."""
+"""Resolver, lock file and fetcher end to end, with a tiny distribution of our own (see local_archive: a stand-in)."""
 
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +20,8 @@ from imagebuilder.content import sha256_file
 from imagebuilder.errors import IncompatibleError, UnreachableError, UnresolvableError, UntrustedError
 from imagebuilder.events import Progress, Stage, Tape
 from imagebuilder.fetch import Fetcher
+from imagebuilder.locked import make_lock, take_locked
+from imagebuilder.lockfile import LockFile, read_lock, text_of
 from imagebuilder.model import BuildRequest
 from imagebuilder.plan import BuildPlan, plan
 from imagebuilder.process import RealRunner
@@ -116,6 +121,8 @@ class World:
 
     def serve(self, *, containerd: str = "1.7.24~ds1-6+b4", kubernetes: str = "1.35.8-1.1") -> None:
         key = self.keys["kubernetes"]
+        for name in ("work", "k8s"):  # of an archive that this one takes the place of
+            shutil.rmtree(self.tmp / name, ignore_errors=True)
         self.mirrors["tiny"] = publish(self.site, self.keys["tiny"], distribution(containerd), self.tmp / "work").url
         programs = [Deb(name=name, version=kubernetes, fields=LIBC) for name in ("kubelet", "kubeadm", "kubectl")]
         self.mirrors["kubernetes"] = self._extra(key, [*programs, Deb(name="cri-tools")], "/", "/k8s").url
@@ -144,15 +151,26 @@ class World:
             request, profile=profile, target=load_target("qemu"), compat=load_compat(), steps=load_steps()
         )  # fmt: skip
 
-    def resolve(self, wanted: BuildPlan, **options: bool) -> Lock:
-        resolver = Resolver(
-            cache=self.tmp / "cache", runner=RealRunner(), progress=Progress(self.tape), log=self.tmp / "log", **options
+    def resolver(self, cache: str = "cache", **options: bool) -> Resolver:
+        return Resolver(
+            cache=self.tmp / cache, runner=RealRunner(), progress=Progress(self.tape), log=self.tmp / "log", **options
         )
-        return resolver.resolve(wanted)
 
-    def fetcher(self, **options: bool) -> Fetcher:
+    def resolve(self, wanted: BuildPlan, **options: bool) -> Lock:
+        return self.resolver(**options).resolve(wanted)
+
+    def lock(self, wanted: BuildPlan, cache: str = "cache") -> LockFile:
+        """Write a lock file, and read it."""
+        path = self.tmp / "imagebuilder.lock"
+        path.write_text(text_of(make_lock(wanted, self.resolver(cache))))
+        return read_lock(path)
+
+    def take(self, locked: LockFile, wanted: BuildPlan, cache: str = "other", **options: bool) -> Lock:
+        return take_locked(locked, wanted, self.resolver(cache, **options), "imagebuilder.lock")
+
+    def fetcher(self, cache: str = "cache", **options: bool) -> Fetcher:
         return Fetcher(
-            cache=self.tmp / "cache", runner=RealRunner(), progress=Progress(self.tape), log=self.tmp / "log", **options
+            cache=self.tmp / cache, runner=RealRunner(), progress=Progress(self.tape), log=self.tmp / "log", **options
         )
 
     def remembered(self) -> list[Path]:
@@ -296,3 +314,124 @@ def test_a_stage_is_told_how_far_it_is(world: World) -> None:
     lock = world.resolve(wanted)
     world.fetcher().packages(lock.packages["base"], wanted, lock, Stage(world.tape, "fetch"))
     assert [e.done for e in world.tape.events if e.stage == "fetch"] == list(range(1, len(lock.packages["base"]) + 1))
+
+
+def exact(lock: Lock) -> dict[str, list[list[str]]]:
+    return {layer: [package.exact for package in packages] for layer, packages in lock.packages.items()}
+
+
+def test_what_was_locked_is_taken_on_another_machine_and_then_without_a_network(world: World) -> None:
+    world.serve()
+    world.serve_docker()
+    wanted = world.plan(kubernetes="1.35", packages=("jq",), sources={"docker": "docker-ce"})
+    lock = world.resolve(wanted)
+    locked = world.lock(wanted)
+    assert text_of(locked) == text_of(world.lock(wanted, "elsewhere")), "the same answers, the same bytes"
+    assert "127.0.0.1" not in text_of(locked)
+    assert str(world.tmp) not in text_of(locked)
+
+    taken = world.take(locked, wanted)
+    assert exact(taken) == exact(lock)
+    assert (taken.taken, taken.pause, taken.images, taken.epoch) == (lock.taken, lock.pause, lock.images, lock.epoch)
+    assert taken.apt_sources == lock.apt_sources
+    fetcher = world.fetcher("other")
+    fetcher.all_packages(wanted, taken)
+    assert fetcher.materials(wanted, taken).pause.id == world.fetcher().materials(wanted, lock).pause.id
+
+    world.site.routes.clear()  # from here on nobody answers
+    offline = world.take(locked, wanted, offline=True)
+    assert exact(offline) == exact(lock)
+    assert world.fetcher("other", offline=True).materials(wanted, offline).pause.path.is_file()
+    assert exact(world.take(locked, wanted)) == exact(lock), "nobody is asked for what the cache has"
+
+
+def test_what_the_archive_has_no_longer_is_named_before_anything_is_built(world: World) -> None:
+    world.serve()
+    wanted = world.plan()
+    locked = world.lock(wanted)
+    world.serve(containerd="1.7.30-1", kubernetes="1.35.9-1.1")
+    with pytest.raises(UnresolvableError, match="4 things are not as locked; nothing was built") as caught:
+        world.take(locked, wanted)
+    assert sorted(caught.value.context.splitlines()) == [
+        "containerd 1.7.24~ds1-6+b4: the archive has 1.7.30-1",
+        "kubeadm 1.35.8-1.1: the archive has 1.35.9-1.1",
+        "kubectl 1.35.8-1.1: the archive has 1.35.9-1.1",
+        "kubelet 1.35.8-1.1: the archive has 1.35.9-1.1",
+    ]
+    assert "imagebuilder lock" in caught.value.hint
+    assert not (world.tmp / "other/debs").exists()
+
+
+def test_an_index_that_is_older_than_the_lock_is_asked_again(world: World) -> None:
+    world.serve(containerd="1.7.22-1")
+    world.resolver("other").resolve(world.plan())
+    world.serve()
+    locked = world.lock(world.plan())
+    taken = world.take(locked, world.plan())
+    assert {p.version for p in taken.packages["runtime"] if p.name == "containerd"} == {"1.7.24~ds1-6+b4"}
+    world.fetcher("other").all_packages(world.plan(), taken)
+
+
+def test_what_has_another_hash_is_not_trusted(world: World) -> None:
+    world.serve()
+    wanted = world.plan()
+    locked = world.lock(wanted)
+    other = {layer: list(packages) for layer, packages in locked.packages.items()}
+    other["base"][0] = other["base"][0].model_copy(update={"sha256": "0" * 64})
+    changed = locked.model_copy(update={"packages": other})
+    with pytest.raises(UntrustedError, match="1 thing is not as locked") as caught:
+        world.take(changed, wanted)
+    assert caught.value.context == "apt 2.6: has another sha256 now"
+
+
+def test_a_package_of_the_right_size_that_is_another_is_found_out_when_it_is_used(world: World) -> None:
+    world.serve()
+    wanted = world.plan()
+    locked = world.lock(wanted)
+    taken = world.take(locked, wanted)
+    (pause,) = taken.packages["images"]
+    world.fetcher("other").all_packages(wanted, taken)
+    (world.tmp / "other/debs" / pause.filename).write_bytes(b"?" * pause.size)
+    with pytest.raises(UntrustedError, match="is not the file that the lock names"):
+        world.fetcher("other").materials(wanted, taken)
+    again = world.take(locked, wanted)  # as the hint says
+    world.fetcher("other").all_packages(wanted, again)
+    world.fetcher("other").materials(wanted, again)
+
+
+def test_programs_and_archives_of_the_users_are_held_to_their_hash(world: World) -> None:
+    world.serve()
+    folder = world.tmp / "programs"
+    folder.mkdir()
+    kubelet = folder / "kubelet"
+    kubelet.write_text("#!/bin/sh\necho Kubernetes v1.35.8\n")
+    kubelet.chmod(0o755)
+    (world.tmp / "app.tar").write_bytes(b"an archive")
+    wanted = world.plan(sources={"kubernetes": f"file:{folder}"}, images=(str(world.tmp / "app.tar"),))
+    locked = world.lock(wanted)
+    assert [program.name for program in locked.sources["kubernetes"].programs] == ["kubelet"]
+    assert world.take(locked, wanted).images[0].source == str(world.tmp / "app.tar")
+    kubelet.write_text("#!/bin/sh\necho Kubernetes v1.35.8 # changed\n")
+    (world.tmp / "app.tar").write_bytes(b"another")
+    with pytest.raises(UntrustedError, match="2 things are not as locked") as caught:
+        world.take(locked, wanted)
+    assert [line.partition(":")[0] for line in caught.value.context.splitlines()] == ["kubernetes", "image app.tar"]
+
+
+def test_a_lock_taken_while_another_process_asks_says_that_it_waits(world: World) -> None:
+    world.serve()
+    holder = (
+        "import sys, time; from pathlib import Path; from imagebuilder.content import locked\n"
+        "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(1)"
+    )
+    path = world.tmp / "cache/locks/resolve"
+    child = subprocess.Popen([sys.executable, "-c", holder, str(path)], stdout=subprocess.PIPE)
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"held\n"
+        world.resolve(world.plan())
+    finally:
+        child.kill()
+        child.communicate()
+    notes = [event.text for event in world.tape.events if event.kind == "note"]
+    assert notes[0] == "another bake asks for versions: waiting for it"

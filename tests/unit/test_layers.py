@@ -15,6 +15,7 @@ import pytest
 
 from imagebuilder.direct import layers
 from imagebuilder.direct.layers import INFO, UNSYNCED, Layer, LayerStore, disk_usage, full_disk_named, remove_tree
+from imagebuilder.direct.seals import SEAL, damage_of
 from imagebuilder.errors import CacheError, CommandError, HostError, ImagebuilderError, StepError
 
 ID = "1" * 64
@@ -67,7 +68,10 @@ def test_a_layer_holds_its_tree_its_volumes_and_its_info_and_nothing_else(store:
     store.settle()
     assert names(layer.path) == [INFO, "root", "volumes"]
     assert (layer.root / "file").read_text() == "content"
-    assert json.loads((layer.path / INFO).read_text()) == layer.info == {"name": "base", "id": ID}
+    kept = json.loads((layer.path / INFO).read_text())
+    assert kept == layer.info
+    assert kept.pop(SEAL).keys() == {"stamp", "content"}
+    assert kept == {"name": "base", "id": ID}
     assert names(store.staging) == []
     assert store.get(ID) == layer
 
@@ -120,6 +124,131 @@ def test_layers_are_synced_together_when_there_are_no_more_to_make(tmp_path: Pat
         assert [store.use(layer.id) for layer in made] == made
     assert sync.synced == [str(store.layers)]
     assert [names(layer.path) for layer in made] == [[INFO, "root", "volumes"]] * 2
+
+
+def tampered(layer: Layer, how: str) -> None:
+    """Damage a layer in one way; its size and times stay as they were where that is possible."""
+    path = layer.root / "file"
+    before = path.stat()
+    if how == "removed":
+        path.unlink()
+    elif how == "added":
+        (layer.root / "another").touch()
+    elif how == "cut":
+        path.write_bytes(b"")
+    elif how == "mode":
+        path.chmod(0o4755)
+    elif how == "time":
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    elif how == "no-root":
+        shutil.rmtree(layer.root)
+    elif how == "volume":
+        (layer.volumes / "containerd").mkdir()
+    elif how == "info":
+        (layer.path / INFO).write_bytes(b"{")
+    elif how == "seal":
+        (layer.path / INFO).write_text(json.dumps({**layer.info, SEAL: ["not", "one"]}))
+    elif how == "bytes":
+        path.write_text("x" * before.st_size)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("how", ["removed", "added", "cut", "mode", "time", "no-root", "volume", "info", "seal"])
+def test_a_damaged_layer_is_removed_when_it_is_asked_for_and_said_so(store: LayerStore, how: str) -> None:
+    said: list[str] = []
+    layer = add(store, ID)
+    assert store.use(ID, said.append) == layer
+    other = LayerStore(store.layers.parent, Sync())
+    layers._close(store._used)  # as at the end of its block
+    tampered(layer, how)
+    assert other.use(ID, said.append) is None
+    assert [line.partition(" (")[0] for line in said] == [f"layer {ID[:12]} in the cache is damaged"]
+    assert not layer.path.exists()
+    assert other.use(ID, said.append) is None, "nothing is left to say"
+    assert len(said) == 1
+    assert names(add(other, ID).root) == ["file"]
+
+
+def test_a_changed_byte_is_seen_by_who_reads_all(store: LayerStore) -> None:
+    layer = add(store, ID)
+    assert damage_of(layer.path, layer.info, full=True) == ""
+    tampered(layer, "bytes")
+    assert damage_of(layer.path, layer.info) == ""
+    assert damage_of(layer.path, layer.info, full=True) == "its files are not as they were made"
+
+
+def test_a_seal_covers_links_and_folders_and_is_the_same_in_a_copy(store: LayerStore, tmp_path: Path) -> None:
+    with store.building(ID) as folder:
+        assert folder is not None
+        (folder / "root/etc").mkdir()
+        (folder / "root/etc/link").symlink_to("nowhere")
+        (folder / "volumes/a").mkdir()
+        (folder / "volumes/a/blob").write_bytes(bytes(3 << 20))
+        layer = store.commit(folder, {"name": "base"})
+    copy = tmp_path / "copy"
+    shutil.copytree(layer.path, copy, symlinks=True)
+    assert damage_of(copy, layer.info, full=True) == ""
+    link = copy / "root/etc/link"
+    before, folder_before = link.lstat(), link.parent.stat()
+    link.unlink()
+    link.symlink_to("elsewhr")  # as long as the other
+    for path, status in ((link, before), (link.parent, folder_before)):
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)
+    assert damage_of(copy, layer.info) == ""
+    assert damage_of(copy, layer.info, full=True) != ""
+
+
+def test_a_layer_without_a_seal_is_taken_as_it_is(store: LayerStore) -> None:
+    layer = add(store, ID)
+    (layer.path / INFO).write_text(json.dumps({"name": "base", "id": ID}))
+    tampered(layer, "cut")
+    found = store.use(ID)
+    assert found is not None
+    assert damage_of(found.path, found.info, full=True) == ""
+
+
+def test_a_damaged_layer_that_another_bake_uses_is_not_used_and_not_removed(tmp_path: Path) -> None:
+    with LayerStore(tmp_path, Sync()) as store:
+        layer = add(store, ID)
+        assert store.use(ID) == layer
+        tampered(layer, "cut")
+        with pytest.raises(CacheError, match=r"is damaged .*, and another bake uses it"):
+            LayerStore(tmp_path, Sync()).use(ID)
+    assert layer.path.exists()
+
+
+def read_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every file system seem to be read-only, to those who ask."""
+    monkeypatch.setattr("imagebuilder.content.os.access", lambda path, mode: mode != os.W_OK)
+
+
+def test_a_read_only_store_can_be_used_and_not_added_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = add(LayerStore(tmp_path, Sync()), ID)
+    (tmp_path / "tmp/of-another").mkdir()
+    read_only(monkeypatch)
+    sync = Sync()
+    with LayerStore(tmp_path, sync) as store:
+        assert store.use(ID) == layer
+        assert store.use(OTHER) is None
+        store.sweep()
+        assert names(store.staging) == ["of-another"]
+        with store.scratch("disk") as folder:
+            assert names(folder) == []
+            assert not folder.is_relative_to(tmp_path)
+        with pytest.raises(CacheError, match=f"is read-only: it cannot take the layer {OTHER[:12]}") as caught:
+            store.building(OTHER).__enter__()
+        assert "--cache-dir" in caught.value.hint
+        with pytest.raises(CacheError, match="read-only"):
+            store.remove(layer)
+    assert sync.synced == [], "nothing is brought to a disk that takes nothing"
+    assert not (tmp_path / "locks" / OTHER).exists()
+
+
+def test_a_damaged_layer_of_a_read_only_store_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tampered(add(LayerStore(tmp_path, Sync()), ID), "cut")
+    read_only(monkeypatch)
+    with pytest.raises(CacheError, match=r"is damaged .*, and the cache is read-only"):
+        LayerStore(tmp_path, Sync()).use(ID)
 
 
 def test_nobody_removes_a_layer_that_a_bake_uses(tmp_path: Path) -> None:

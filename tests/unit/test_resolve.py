@@ -16,6 +16,7 @@ from fake_runner import Failed, FakeRunner
 
 from imagebuilder import resources
 from imagebuilder.cells import plan_request
+from imagebuilder.content import sha256_bytes
 from imagebuilder.errors import (
     DataError,
     ImagebuilderError,
@@ -27,6 +28,8 @@ from imagebuilder.errors import (
 )
 from imagebuilder.events import Progress, Tape
 from imagebuilder.images import load_image
+from imagebuilder.locked import make_lock, take_locked
+from imagebuilder.lockfile import LockFile, text_of
 from imagebuilder.model import BuildRequest, ModuleBuild
 from imagebuilder.plan import BuildPlan
 from imagebuilder.resolve import MAX_AGE, Lock, Resolver, forget
@@ -82,7 +85,8 @@ class World:
         self.runner = FakeRunner(
             {
                 ("mmdebstrap",): self.made, ("--show-keys",): f"pub:u:\nfpr:::::::::{FINGERPRINT}:\n", ("update",): "",
-                ("install",): self.install, ("download",): self.download, ("--version",): "Kubernetes v1.35.8",
+                ("install",): self.install, ("download",): self.download, ("show",): self.show,
+                ("--version",): "Kubernetes v1.35.8",
             }
         )  # fmt: skip
 
@@ -104,16 +108,35 @@ class World:
     def download(self, words: list[str]) -> str:
         return self.lines(words[words.index("download") + 1 :])
 
+    def show(self, words: list[str]) -> str:
+        stanza = "Package: {}\nVersion: {}\nArchitecture: amd64\nSHA256: " + SHA + "\nDescription: x\n more\n"
+        return "\n".join(
+            stanza.format(name, self.versions.get(name, "1.0")) for name in words[words.index("show") + 1 :]
+        )
+
     def lines(self, names: list[str]) -> str:
         plain = dict.fromkeys(name.partition("=")[0] for name in names)
         quoted = {name: self.versions.get(name, "1.0").replace(":", "%3a") for name in plain}
         return "".join(f"'http://m/{n}' {n}_{v}_amd64.deb 7 SHA256:{SHA}\n" for n, v in quoted.items())
 
-    def resolve(self, wanted: BuildPlan, **options: bool) -> Lock:
+    def resolver(self, **options: bool) -> Resolver:
         return Resolver(
             cache=self.cache, runner=self.runner, progress=Progress(self.tape), log=self.cache / "log",
             downloader=self.net, **options,  # type: ignore[arg-type]
-        ).resolve(wanted)  # fmt: skip
+        )  # fmt: skip
+
+    def resolve(self, wanted: BuildPlan, **options: bool) -> Lock:
+        return self.resolver(**options).resolve(wanted)
+
+    def lock(self, wanted: BuildPlan) -> LockFile:
+        """Return the lock file of a plan, and then forget what was asked."""
+        resolver = self.resolver()
+        made = LockFile.model_validate_json(text_of(make_lock(wanted, resolver)))
+        self.net.asked.clear()
+        return made
+
+    def take(self, locked: LockFile, wanted: BuildPlan) -> Lock:
+        return take_locked(locked, wanted, self.resolver(), "imagebuilder.lock")
 
     def installs(self) -> list[list[str]]:
         return [words[words.index("install") + 1 :] for words in self.runner.commands if "install" in words]
@@ -131,6 +154,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr("imagebuilder.process.require", lambda program, *, package: Path("/usr/bin", program))
     monkeypatch.setattr("imagebuilder.process.find", lambda program: None)  # no apt-config: no proxy of this host
     monkeypatch.setattr("imagebuilder.resolve.gomodules.check_reachable", lambda module, **_: None)
+    monkeypatch.setattr("imagebuilder.locked.gomodules.identity", lambda module, **_: (module.digest[::-1], "go1.26"))
+    monkeypatch.setattr("imagebuilder.locked.os.geteuid", lambda: 0)
     return World(cache=tmp_path / "cache")
 
 
@@ -457,3 +482,80 @@ def test_forget_forgets(world: World) -> None:
     forget(world.cache)
     assert asked(world, lambda: world.resolve(wanted()))
     forget(world.cache / "nothing")
+
+
+# --- the lock file ---
+
+
+def test_what_was_locked_is_what_is_taken(world: World) -> None:
+    plan = wanted(packages=("jq",))
+    locked, lock = world.lock(plan), world.resolve(plan)
+    taken = world.take(locked, plan)
+    assert {name: [p.exact for p in packages] for name, packages in taken.packages.items()} == {
+        name: [p.exact for p in packages] for name, packages in lock.packages.items()
+    }
+    assert {p.filename for p in taken.packages["site"]} == {p.filename for p in lock.packages["site"]}
+    assert (taken.taken, taken.pause, taken.epoch) == (lock.taken, lock.pause, lock.epoch)
+    assert (taken.apt_sources, taken.apt_folder) == (lock.apt_sources, lock.apt_folder)
+    assert world.net.asked == []
+
+
+def test_each_package_that_moved_is_named_at_once(world: World) -> None:
+    locked = world.lock(wanted())
+    world.versions |= {"linux-image-cloud-amd64": "9.9", "runc": "2:1.1"}
+    with pytest.raises(UnresolvableError, match="2 things are not as locked; nothing was built") as caught:
+        world.take(locked, wanted())
+    assert sorted(caught.value.context.splitlines()) == [
+        "linux-image-cloud-amd64 1.0: the archive has 9.9", "runc 1.0: the archive has 2:1.1"
+    ]  # fmt: skip
+    assert sum("mmdebstrap" in words for words in world.runner.commands) == 2, "the index was made anew before"
+
+
+def test_release_binaries_that_moved_are_named(world: World) -> None:
+    test_release_binaries_are_locked_with_their_hashes(world)
+    locked = world.lock(wanted())
+    assert [program.name for program in locked.sources["kubernetes"].programs] == ["kubelet", "kubeadm", "kubectl"]
+    assert "dl.k8s.io" not in text_of(locked)
+    assert world.take(locked, wanted()).taken == world.resolve(wanted()).taken
+    world.net.pages[f"{BINARIES}/kubeadm.sha256"] = SHA[::-1].encode()
+    with pytest.raises(UntrustedError) as caught:
+        world.take(locked, wanted())
+    assert caught.value.context == "kubernetes: kubeadm 1.35.8 has another sha256 now"
+    world.net.pages[f"{BINARIES}/kubeadm.sha256"] = UnresolvableError("dl.k8s.io does not have a file")
+    with pytest.raises(UnresolvableError, match="1 thing is not as locked") as missing:
+        world.take(locked, wanted())
+    assert missing.value.context == "kubernetes 1.35.8: dl.k8s.io does not have a file"
+
+
+def test_an_image_that_moved_is_named(world: World) -> None:
+    base = "https://registry.k8s.io/v2/pause"
+    config = b'{"os": "linux", "architecture": "amd64"}'
+    digest = f"sha256:{sha256_bytes(config)}"
+    kind = "application/vnd.oci.image."
+    manifest = json.dumps({
+        "schemaVersion": 2, "mediaType": f"{kind}manifest.v1+json", "layers": [],
+        "config": {"mediaType": f"{kind}config.v1+json", "digest": digest, "size": len(config)},
+    }).encode()  # fmt: skip
+    by_digest = f"{base}/manifests/sha256:{sha256_bytes(manifest)}"
+    world.net.pages |= {f"{base}/manifests/3.10.1": manifest, by_digest: manifest, f"{base}/blobs/{digest}": config}
+    locked = world.lock(wanted())
+    assert locked.pause is not None
+    assert (locked.pause.kind, locked.pause.digest) == ("registry", sha256_bytes(manifest))
+    world.net.pages[f"{base}/manifests/3.10.1"] = b"another is the newest: nobody asks"
+    taken = world.take(locked, wanted())
+    assert taken.pause is not None
+    assert taken.pause.source == f"registry.k8s.io/pause:3.10.1@sha256:{sha256_bytes(manifest)}"
+    assert world.net.asked == [by_digest, f"{base}/blobs/{digest}"]
+    world.net.pages[by_digest] = b"other bytes"
+    with pytest.raises(UntrustedError, match="1 thing is not as locked") as caught:
+        world.take(locked, wanted())
+    assert caught.value.context.startswith("image registry.k8s.io/pause:3.10.1@sha256:")
+
+
+def test_a_bare_image_is_locked_too(world: World) -> None:
+    locked = world.lock(wanted(bare=True))
+    assert (locked.pause, locked.sources) == (None, {})
+    assert world.take(locked, wanted(bare=True)).kubernetes == ""
+    with pytest.raises(UsageError, match="is for something else") as caught:
+        world.take(locked, wanted())
+    assert "bare: locked True, asked for False" in caught.value.context
