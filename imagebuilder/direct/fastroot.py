@@ -1,0 +1,251 @@
+"""The base layer's packages, unpacked all at once and configured by one run of dpkg: what mmdebstrap does, in less time.
+
+The packages are those of the lock, their hashes checked. Their archives come decompressed from the cache; where each
+file goes is planned (:mod:`imagebuilder.direct.rootplan`) and written in parallel; dpkg's database says that all are
+unpacked; their preinst scripts run in the order of their dependencies, and dpkg configures the rest. Two things differ
+from dpkg's own way: a preinst runs when its package is unpacked already, and triggers run once, at the end.
+mmdebstrap stays the oracle: an integration test compares the two trees.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from imagebuilder.direct import dpkgdb
+from imagebuilder.direct.bootstrap import EXCLUDES, INCLUDES
+from imagebuilder.direct.debcache import DebCache, Unpacked, mapped
+from imagebuilder.direct.dpkgdb import Package, parse_package
+from imagebuilder.direct.layers import remove_tree
+from imagebuilder.direct.rootplan import Contents, RootPlan, path_filter, plan_root
+from imagebuilder.direct.rootwriter import WORKERS, write_root
+from imagebuilder.direct.sandbox import Bind, Tmpfs, command
+from imagebuilder.errors import ArtifactError
+from imagebuilder.events import Stage
+from imagebuilder.model import LockedPackage
+from imagebuilder.process import Runner
+from imagebuilder.sources.debtar import ANOTHER_WAY, Data, Kind, Member, members
+
+SCRIPT = Path(__file__).with_name("fastroot.sh")
+INSIDE = "/run/imagebuilder"
+SECONDS = 900  # for configuring everything; takes 10 s on two cores
+MERGED = frozenset({b"bin", b"sbin", b"lib", b"lib32", b"lib64", b"libo32", b"libx32"})  # links into usr (hier(7))
+DPKG = "var/lib/dpkg"
+DPKG_FOLDERS = ("alternatives", "info", "parts", "triggers", "updates")
+# What runs while packages are configured, and starts nothing: services, and what asks for them directly.
+DUMMIES = {"policy-rc.d": "#!/bin/sh\nexit 101\n", "start-stop-daemon": "#!/bin/sh\nexit 0\n"}
+# Logs, and what must not be the same on two nodes: mmdebstrap(1), "cleanup/reproducible".
+UNWANTED = (
+    "var/log/dpkg.log", "var/log/alternatives.log", "var/cache/ldconfig/aux-cache", "var/lib/dbus/machine-id",
+)  # fmt: skip
+DEVICES = {  # major and minor numbers, Documentation/admin-guide/devices.txt; as mmdebstrap makes them
+    "console": (5, 1), "full": (1, 7), "null": (1, 3), "ptmx": (5, 2), "random": (1, 8), "tty": (5, 0),
+    "urandom": (1, 9), "zero": (1, 5),
+}  # fmt: skip
+DEVICE_LINKS = {"fd": "/proc/self/fd", **{f"std{n}": f"/proc/self/fd/{i}" for i, n in enumerate(("in", "out", "err"))}}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Opened:
+    """A package that is ready to be unpacked."""
+
+    package: Package
+    members: tuple[Member, ...]
+    data: Data
+
+
+def fast_root(
+    packages: Sequence[LockedPackage],
+    *,
+    repository: Path,
+    unpacked: Path,
+    scratch: Path,
+    root: Path,
+    runner: Runner,
+    stage: Stage,
+    log: Path,
+) -> None:
+    """Fill the empty folder ``root`` with these packages, configured; no initramfs is made, no service started.
+
+    Args:
+        packages: the exact set, essential packages included.
+        repository: a folder that holds their files, whose hashes are right.
+        unpacked: the cache's folder for decompressed archives.
+        scratch: a folder of this layer's on the same file system; what is put there is removed again.
+        root: where the tree goes.
+        runner: runs the sandbox, and zstd where packages need it.
+        stage: gets the progress.
+        log: the whole output.
+
+    Raises:
+        ArtifactError: a package is not fit to be unpacked, or two do not go together.
+        CommandError: a maintainer script failed.
+    """
+    work = scratch / "fastroot"
+    work.mkdir()
+    try:
+        cache = DebCache(unpacked, work, runner)
+        with contextlib.ExitStack() as stack:
+            opened = _open(packages, cache, repository, stack, stage)
+            order = dpkgdb.in_order([item.package for item in opened])
+            places = {package.key: place for place, package in enumerate(order)}
+            opened.sort(key=lambda item: places[item.package.key])
+            plan = plan_tree(opened)
+            write_root(plan, [item.data for item in opened], root)
+            _write_database(opened, plan, root)
+        _devices(root / "dev")
+        _configure(order, work, root, runner, stage, log)
+    finally:
+        remove_tree(work)
+
+
+def _open(
+    packages: Sequence[LockedPackage], cache: DebCache, repository: Path, stack: contextlib.ExitStack, stage: Stage
+) -> list[Opened]:
+    """Decompress what is not in the cache, the largest first, and read what is in every package."""
+    largest = sorted(packages, key=lambda package: -package.size)
+
+    def read(package: LockedPackage) -> tuple[LockedPackage, Unpacked]:
+        return package, cache.get(repository / package.filename, package.sha256)
+
+    opened = []
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for number, (locked, found) in enumerate(pool.map(read, largest), start=1):
+            package = parse_package(found.control)
+            said = (package.name, package.fields["Version"], package.fields["Architecture"])
+            if said != (locked.name, locked.version, locked.arch):
+                message = f"{locked.filename} says that it is {' '.join(said)}"
+                raise ArtifactError(message, context=f"the index says {locked.name} {locked.version} {locked.arch}")
+            data = stack.enter_context(mapped(found.data))
+            opened.append(Opened(package=package, members=tuple(members(data)), data=data))
+            stage.update(number, len(packages), "packages unpacked")
+    return opened
+
+
+def plan_tree(opened: Sequence[Opened]) -> RootPlan:
+    """Return where the packages' files go, without manuals, translations and documents, /usr merged.
+
+    Raises:
+        ArtifactError: two packages do not go together.
+    """
+    contents = [
+        Contents(
+            package=item.package.name, members=item.members,
+            replaces=frozenset(name for group in item.package.names("Replaces") for name in group),
+        )
+        for item in opened
+    ]  # fmt: skip
+    first = {member.path.partition(b"/")[0] for item in opened for member in item.members}
+    return plan_root(contents, aliases=sorted(first & MERGED), skip=path_filter(EXCLUDES, INCLUDES))
+
+
+def _put(path: Path, data: bytes | str, mode: int = 0o644) -> None:
+    path.write_bytes(data if isinstance(data, bytes) else data.encode("utf-8", "surrogateescape"))
+    path.chmod(mode)  # whatever the umask
+
+
+def _write_database(opened: Sequence[Opened], plan: RootPlan, root: Path) -> None:
+    """Write what dpkg would have written when it unpacked these packages in this order."""
+    folder = _inside(root, DPKG)
+    for name in DPKG_FOLDERS:
+        (folder / name).mkdir(exist_ok=True)
+    conffiles: dict[str, str] = {}
+    for item, lost in zip(opened, plan.lost, strict=True):
+        package = item.package
+        for name, data in package.files.items():
+            mode = 0o755 if name in dpkgdb.SCRIPTS else 0o644
+            _put(folder / "info" / f"{package.key}.{name}", data, mode)
+        _put(folder / "info" / f"{package.key}.list", dpkgdb.file_list(item.members, lost))
+        if "md5sums" not in package.files:
+            files = {m.path: dpkgdb.md5(_content(item, m)) for m in item.members if m.kind is Kind.FILE}
+            _put(folder / "info" / f"{package.key}.md5sums", dpkgdb.sums(item.members, files, package.conffiles))
+        wanted = {path.lstrip("/").encode("utf-8", "surrogateescape"): path for path in package.conffiles}
+        conffiles |= {
+            wanted[m.path]: dpkgdb.md5(_content(item, m))
+            for m in item.members
+            if m.kind is Kind.FILE and m.path in wanted
+        }
+    packages = [item.package for item in opened]
+    _put(folder / "info/format", "1\n")
+    _put(folder / "status", dpkgdb.status(packages, conffiles))
+    for name, text in dpkgdb.triggers(packages).items():
+        _put(folder / "triggers" / name, text)
+    arches = sorted({package.fields["Architecture"] for package in packages} - {"all"})
+    _put(folder / "arch", "".join(f"{arch}\n" for arch in arches))
+
+
+def _content(item: Opened, member: Member) -> bytes:
+    return item.data[member.offset : member.offset + member.size]
+
+
+def _inside(root: Path, path: str) -> Path:
+    """Return a folder of the tree that is made where it is not there, no link on the way to it.
+
+    Raises:
+        ArtifactError: a package put something else in its place.
+    """
+    folder = root
+    for name in path.split("/"):
+        folder /= name
+        try:
+            if not stat.S_ISDIR(folder.lstat().st_mode):
+                raise ArtifactError(f"the packages put something at /{path} that is no folder", hint=ANOTHER_WAY)
+        except FileNotFoundError:
+            folder.mkdir(mode=0o755)
+            folder.chmod(0o755)
+    return folder
+
+
+def _devices(folder: Path) -> None:
+    _inside(folder.parent, folder.name)
+    for name, (major, minor) in DEVICES.items():
+        os.mknod(folder / name, stat.S_IFCHR | 0o666, os.makedev(major, minor))
+        (folder / name).chmod(0o666)
+    for name, target in DEVICE_LINKS.items():
+        (folder / name).symlink_to(target)
+    for name in ("pts", "shm"):
+        _inside(folder, name)
+
+
+def _configure(
+    order: Iterable[Package], work: Path, root: Path, runner: Runner, stage: Stage, log: Path
+) -> None:  # fmt: skip
+    packages = list(order)
+    for name, text in DUMMIES.items():
+        _put(work / name, text, 0o755)
+    for name in ("dev", "proc", "run", "sys", "tmp"):
+        _inside(root, name)
+    mounts = [
+        Tmpfs(target="/run"),
+        Bind(source=SCRIPT, target=f"{INSIDE}/fastroot.sh"),
+        *(Bind(source=work / name, target=f"/usr/sbin/{name}") for name in DUMMIES),
+    ]
+    versions = {package.name: package.fields["Version"] for package in packages}
+    arches = {package.name: package.fields["Architecture"] for package in packages}
+    if "dpkg" not in versions:
+        raise ArtifactError("dpkg is not among the packages of the base layer", hint=ANOTHER_WAY)
+    argv = [
+        "/bin/sh", f"{INSIDE}/fastroot.sh", arches["dpkg"], versions["dpkg"],
+        *(f"{package.name}/{package.key}" for package in packages),
+    ]  # fmt: skip
+    done = 0
+
+    def count(line: str) -> None:
+        nonlocal done
+        if line.startswith("Setting up "):
+            done += 1
+            stage.update(done, len(packages), "packages configured")
+
+    # INITRD=No: initramfs-tools makes none while packages are configured; the last step makes it, once.
+    runner.run(command(root, mounts, argv, {"INITRD": "No"}), log=log, on_line=count, timeout=SECONDS)
+    (root / "usr/sbin/policy-rc.d").unlink(missing_ok=True)  # the mount point
+    for path in UNWANTED:
+        (root / path).unlink(missing_ok=True)
+    machine = root / "etc/machine-id"
+    if machine.is_file() and not machine.is_symlink():
+        _put(machine, "")  # every node gets its own
