@@ -1,7 +1,7 @@
-"""The decompressed archives of packages, kept in the cache: of what was unpacked once only the hash is computed again.
+"""The decompressed archives of packages, kept in the cache: the second time only a hash is computed.
 
-``<sha256 of the package>.tar`` holds ``data.tar``, a file of the same name with ``.json`` its size and hash. A file that
-is not what that says (a power cut, a bad disk) is made again. Nothing is synced: a loss costs time, nothing else.
+``<sha256 of the package>.tar`` holds ``data.tar``, and a file beside it, ``.json``, its size and hash. A file that is
+not what that says (a power cut, a bad disk) is made again. Nothing is synced: a loss costs time, nothing else.
 """
 
 from __future__ import annotations

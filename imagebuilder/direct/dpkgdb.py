@@ -1,7 +1,7 @@
 """dpkg's database for packages that were unpacked without it: what it would have written, up to their configuration.
 
-Formats: deb-control(5), deb-triggers(5); dpkg's doc/ "internals", lib/dpkg/dump.c and src/main/unpack.c for the files of
-``/var/lib/dpkg``: ``status``, ``info/``, ``triggers/``. dpkg reads these, and writes them anew when it configures.
+Formats: deb-control(5), deb-conffiles(5), deb-triggers(5); dpkg's lib/dpkg/dump.c and src/main/unpack.c for the files
+of ``/var/lib/dpkg``: ``status``, ``info/``, ``triggers/``. dpkg reads these, and writes them anew when it configures.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ CONTROL_FILE = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")  # names in control.tar, o
 SCRIPTS = ("preinst", "postinst", "prerm", "postrm", "config")
 DIRECTIVES = {"interest": "", "interest-await": "", "interest-noawait": "/noawait"}
 NEW_CONFFILE = "newconffile"  # what dpkg notes for one that it did not unpack
+PRE_DEPENDS, DEPENDS = ("Pre-Depends",), ("Pre-Depends", "Depends")
 FIRST = ("base-passwd", "base-files")  # the others' scripts ask for users, and for /etc and /var
 
 
@@ -50,15 +51,11 @@ class Package:
         return f"{self.name}:{self.fields['Architecture']}" if same else self.name
 
     @property
-    def essential(self) -> bool:
-        """Return whether every system has it."""
-        return self.fields.get("Essential") == "yes"
-
-    @property
-    def conffiles(self) -> tuple[str, ...]:
-        """Return the absolute paths of its configuration files."""
+    def conffiles(self) -> dict[str, str]:
+        """Return its configuration files: the absolute path of each, and its flag, if any (deb-conffiles(5))."""
         lines = self.files.get("conffiles", b"").decode("utf-8", "surrogateescape").splitlines()
-        return tuple(line.strip() for line in lines if line.startswith("/"))
+        found = (line.strip().rpartition(" ") for line in lines)
+        return {path: flag for flag, _, path in found if path.startswith("/")}
 
     def names(self, *fields: str) -> list[list[str]]:
         """Return what relationship fields name: a list of alternatives each (deb-control(5)); versions are left out."""
@@ -107,7 +104,10 @@ def status(packages: Iterable[Package], conffiles: Mapping[str, str]) -> str:
 
 
 def _stanza(package: Package, conffiles: Mapping[str, str]) -> str:
-    lines = "".join(f" {path} {conffiles.get(path, NEW_CONFFILE)}\n" for path in package.conffiles)
+    lines = "".join(
+        f" {path} {conffiles.get(path, NEW_CONFFILE)}{f' {flag}' if flag else ''}\n"
+        for path, flag in package.conffiles.items()
+    )
     return f"{package.text}Status: install ok unpacked\n" + (f"Conffiles:\n{lines}" if lines else "")
 
 
@@ -154,33 +154,62 @@ def triggers(packages: Iterable[Package]) -> dict[str, str]:
     return {name: text.getvalue() for name, text in sorted(files.items())}
 
 
+def essential(packages: Sequence[Package]) -> set[str]:
+    """Return the keys of the essential packages, and of all that those depend on: what debootstrap unpacks first."""
+    found = _Found(packages)
+    return found.below([package for package in packages if package.fields.get("Essential") == "yes"], DEPENDS)
+
+
 def in_order(packages: Sequence[Package]) -> list[Package]:
     """Return packages so that each comes after what it pre-depends and depends on.
 
-    Where dependencies go round, what is pre-depended on counts; of the rest the essential ones come first, then names
-    decide: the order is the same every time, so that users made by scripts get the same numbers.
+    First come the essential ones and what they depend on, then what is pre-depended on, then the rest, by name: about
+    what apt does, and the same every time, so that users made by scripts get the same numbers. Where dependencies go
+    round, pre-dependencies count.
     """
-    ranked = sorted(packages, key=lambda item: (not item.essential, item.key))
-    providers: dict[str, list[Package]] = {}
-    for package in ranked:
-        for name in (package.name, *(group[0] for group in package.names("Provides"))):
-            providers.setdefault(name, []).append(package)
-    start = [package for name in FIRST for package in providers.get(name, ()) if package.name == name]
+    found, first = _Found(packages), essential(packages)
+    early = found.below([package for package in packages if package.fields.get("Pre-Depends")], PRE_DEPENDS)
+    ranked = sorted(packages, key=lambda item: (item.key not in first, item.key not in early, item.key))
     done: dict[str, Package] = {}
-    open_: set[str] = set()
-    todo = [(package, False) for package in (*start, *ranked)][::-1]
+    opened: set[str] = set()
+    todo = [(package, False) for package in (*found.named(*FIRST), *ranked)][::-1]
     while todo:
-        package, entered = todo.pop()
-        if package.key in done or (package.key in open_ and not entered):
-            continue
-        if entered:
+        package, below_done = todo.pop()
+        if below_done:
             done[package.key] = package
-            continue
-        open_.add(package.key)
-        todo.append((package, True))
-        # The last that is put here is taken first: what is pre-depended on.
-        for fields in ("Depends", "Pre-Depends"):
-            for group in reversed(package.names(fields)):
-                found = next((providers[name] for name in group if name in providers), [])
-                todo.extend((item, False) for item in found[:1])
+        elif package.key not in opened:
+            opened.add(package.key)
+            todo.append((package, True))
+            # The last that is put here is taken first: what is pre-depended on.
+            todo.extend((item, False) for item in reversed(found.needed(package, DEPENDS)))
     return list(done.values())
+
+
+class _Found:
+    """Finds what packages depend on, among these packages."""
+
+    def __init__(self, packages: Sequence[Package]) -> None:
+        self._providers: dict[str, list[Package]] = {}
+        for package in sorted(packages, key=lambda item: item.key):
+            for name in (package.name, *(group[0] for group in package.names("Provides"))):
+                self._providers.setdefault(name, []).append(package)
+
+    def named(self, *names: str) -> list[Package]:
+        """Return the packages of these names that are there."""
+        return [item for name in names for item in self._providers.get(name, ()) if item.name == name]
+
+    def needed(self, package: Package, fields: Sequence[str]) -> list[Package]:
+        """Return what a package depends on: of each group of alternatives the first that is there."""
+        groups = package.names(*fields)
+        choices = (next((self._providers[name] for name in group if name in self._providers), []) for group in groups)
+        return [choice[0] for choice in choices if choice]
+
+    def below(self, packages: Sequence[Package], fields: Sequence[str]) -> set[str]:
+        """Return the keys of packages, and of all that they depend on."""
+        todo, keys = list(packages), set[str]()
+        while todo:
+            package = todo.pop()
+            if package.key not in keys:
+                keys.add(package.key)
+                todo.extend(self.needed(package, fields))
+        return keys

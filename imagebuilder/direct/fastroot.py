@@ -1,4 +1,4 @@
-"""The base layer's packages, unpacked all at once and configured by one run of dpkg: what mmdebstrap does, in less time.
+"""The base layer's packages, unpacked all at once and configured by one run of dpkg: mmdebstrap's tree, sooner.
 
 The packages are those of the lock, their hashes checked. Their archives come decompressed from the cache; where each
 file goes is planned (:mod:`imagebuilder.direct.rootplan`) and written in parallel; dpkg's database says that all are
@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from imagebuilder.direct.dpkgdb import Package, parse_package
 from imagebuilder.direct.layers import remove_tree
 from imagebuilder.direct.rootplan import Contents, RootPlan, path_filter, plan_root
 from imagebuilder.direct.rootwriter import WORKERS, write_root
-from imagebuilder.direct.sandbox import Bind, Tmpfs, command
+from imagebuilder.direct.sandbox import INSIDE, Bind, Mount, Tmpfs, command
 from imagebuilder.errors import ArtifactError
 from imagebuilder.events import Stage
 from imagebuilder.model import LockedPackage
@@ -32,13 +32,19 @@ from imagebuilder.process import Runner
 from imagebuilder.sources.debtar import ANOTHER_WAY, Data, Kind, Member, members
 
 SCRIPT = Path(__file__).with_name("fastroot.sh")
-INSIDE = "/run/imagebuilder"
 SECONDS = 900  # for configuring everything; takes 10 s on two cores
 MERGED = frozenset({b"bin", b"sbin", b"lib", b"lib32", b"lib64", b"libo32", b"libx32"})  # links into usr (hier(7))
 DPKG = "var/lib/dpkg"
 DPKG_FOLDERS = ("alternatives", "info", "parts", "triggers", "updates")
 # What runs while packages are configured, and starts nothing: services, and what asks for them directly.
-DUMMIES = {"policy-rc.d": "#!/bin/sh\nexit 101\n", "start-stop-daemon": "#!/bin/sh\nexit 0\n"}
+# And no host keys: every node makes its own, and an RSA key takes seconds.
+POLICY, NOTHING = "usr/sbin/policy-rc.d", "#!/bin/sh\nexit 0\n"
+DUMMIES = {
+    POLICY: "#!/bin/sh\nexit 101\n", "usr/sbin/start-stop-daemon": NOTHING,
+    "sbin/start-stop-daemon": NOTHING, "usr/bin/ssh-keygen": NOTHING,
+}  # fmt: skip
+# Asked for by a script and by a trigger again: run once, when all else is done.
+LATER = ("usr/sbin/update-ca-certificates",)
 # Logs, and what must not be the same on two nodes: mmdebstrap(1), "cleanup/reproducible".
 UNWANTED = (
     "var/log/dpkg.log", "var/log/alternatives.log", "var/cache/ldconfig/aux-cache", "var/lib/dbus/machine-id",
@@ -128,20 +134,25 @@ def _open(
 
 
 def plan_tree(opened: Sequence[Opened]) -> RootPlan:
-    """Return where the packages' files go, without manuals, translations and documents, /usr merged.
+    """Return where the packages' files go, /usr merged.
+
+    Manuals, translations and documents are left out as mmdebstrap leaves them out: not those of the first packages.
 
     Raises:
         ArtifactError: two packages do not go together.
     """
+    first, left_out = dpkgdb.essential([item.package for item in opened]), path_filter(EXCLUDES, INCLUDES)
     contents = [
         Contents(
-            package=item.package.name, members=item.members,
+            package=item.package.name,
+            members=item.members,
             replaces=frozenset(name for group in item.package.names("Replaces") for name in group),
+            skip=(lambda member: False) if item.package.key in first else left_out,
         )
         for item in opened
-    ]  # fmt: skip
-    first = {member.path.partition(b"/")[0] for item in opened for member in item.members}
-    return plan_root(contents, aliases=sorted(first & MERGED), skip=path_filter(EXCLUDES, INCLUDES))
+    ]
+    top = {member.path.partition(b"/")[0] for item in opened for member in item.members}
+    return plan_root(contents, aliases=sorted(top & MERGED))
 
 
 def _put(path: Path, data: bytes | str, mode: int = 0o644) -> None:
@@ -212,18 +223,43 @@ def _devices(folder: Path) -> None:
         _inside(folder, name)
 
 
+def _dummies(work: Path, root: Path) -> Iterator[Bind]:
+    """Yield what hides programs that are not to run, and shows those that run later under another name."""
+    for number, (name, text) in enumerate((*DUMMIES.items(), *((name, NOTHING) for name in LATER))):
+        program = root / name
+        if name != POLICY and (not program.is_file() or program.is_symlink()):
+            continue
+        if name in LATER:
+            yield Bind(source=program, target=f"{INSIDE}/later/{program.name}")
+        _put(work / str(number), text, 0o755)
+        yield Bind(source=work / str(number), target=f"/{name}")
+
+
+def _preinsts(packages: Iterable[Package], work: Path) -> Path:
+    """Lay out the control files of each package with a preinst as dpkg does while that runs: debconf reads them."""
+    folder = work / "preinst"
+    folder.mkdir()
+    for package in packages:
+        if "preinst" in package.files:
+            below = folder / package.key
+            below.mkdir()
+            _put(below / "control", package.text)
+            for name, data in package.files.items():
+                _put(below / name, data, 0o755 if name in dpkgdb.SCRIPTS else 0o644)
+    return folder
+
+
 def _configure(
     order: Iterable[Package], work: Path, root: Path, runner: Runner, stage: Stage, log: Path
 ) -> None:  # fmt: skip
     packages = list(order)
-    for name, text in DUMMIES.items():
-        _put(work / name, text, 0o755)
     for name in ("dev", "proc", "run", "sys", "tmp"):
         _inside(root, name)
-    mounts = [
+    mounts: list[Mount] = [
         Tmpfs(target="/run"),
         Bind(source=SCRIPT, target=f"{INSIDE}/fastroot.sh"),
-        *(Bind(source=work / name, target=f"/usr/sbin/{name}") for name in DUMMIES),
+        Bind(source=_preinsts(packages, work), target=f"{INSIDE}/preinst"),
+        *_dummies(work, root),
     ]
     versions = {package.name: package.fields["Version"] for package in packages}
     arches = {package.name: package.fields["Architecture"] for package in packages}
@@ -231,7 +267,7 @@ def _configure(
         raise ArtifactError("dpkg is not among the packages of the base layer", hint=ANOTHER_WAY)
     argv = [
         "/bin/sh", f"{INSIDE}/fastroot.sh", arches["dpkg"], versions["dpkg"],
-        *(f"{package.name}/{package.key}" for package in packages),
+        *(package.key for package in packages),
     ]  # fmt: skip
     done = 0
 
@@ -243,7 +279,7 @@ def _configure(
 
     # INITRD=No: initramfs-tools makes none while packages are configured; the last step makes it, once.
     runner.run(command(root, mounts, argv, {"INITRD": "No"}), log=log, on_line=count, timeout=SECONDS)
-    (root / "usr/sbin/policy-rc.d").unlink(missing_ok=True)  # the mount point
+    (root / POLICY).unlink(missing_ok=True)  # the mount point
     for path in UNWANTED:
         (root / path).unlink(missing_ok=True)
     machine = root / "etc/machine-id"

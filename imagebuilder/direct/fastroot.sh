@@ -1,29 +1,38 @@
 #!/bin/sh
 # Configures packages that were unpacked without dpkg. Runs inside their root tree; see fastroot.py.
-# usage: fastroot.sh ARCH RUNNING_VERSION PACKAGE/KEY... (in the order of their dependencies)
+# usage: fastroot.sh ARCH RUNNING_VERSION PACKAGE[:ARCH]... (each after what it depends on)
 set -eu
-export DEBIAN_FRONTEND=noninteractive DEBCONF_NONINTERACTIVE_SEEN=true DPKG_ROOT='' DPKG_ADMINDIR=/var/lib/dpkg
+umask 022
+export DEBIAN_FRONTEND=noninteractive DEBCONF_NONINTERACTIVE_SEEN=true
 arch=$1
 version=$2
 shift 2
+given=${0%/*}/preinst
+control=/var/lib/dpkg/tmp.ci # where dpkg has a package's control files while it is unpacked
 
-# What dpkg says to a maintainer script (dpkg(1), "ENVIRONMENT"). A subshell: dpkg sets these anew for each of its own.
-for item in "$@"; do
-    script=/var/lib/dpkg/info/${item#*/}.preinst
-    [ -e "$script" ] || continue
+# A subshell with what dpkg says to a maintainer script (dpkg(1), "ENVIRONMENT"): dpkg sets these anew for its own.
+for package in "$@"; do
+    [ -e "$given/$package/preinst" ] || continue
+    cp -R "$given/$package" "$control"
     (
-        export DPKG_MAINTSCRIPT_PACKAGE="${item%%/*}" DPKG_MAINTSCRIPT_PACKAGE_REFCOUNT=1 DPKG_MAINTSCRIPT_NAME=preinst
-        export DPKG_MAINTSCRIPT_ARCH="$arch" DPKG_RUNNING_VERSION="$version"
-        "$script" install
+        export DPKG_ROOT='' DPKG_ADMINDIR=/var/lib/dpkg DPKG_RUNNING_VERSION="$version"
+        export DPKG_MAINTSCRIPT_PACKAGE="${package%:*}" DPKG_MAINTSCRIPT_PACKAGE_REFCOUNT=1
+        export DPKG_MAINTSCRIPT_NAME=preinst DPKG_MAINTSCRIPT_ARCH="$arch"
+        "$control/preinst" install
     ) || {
-        echo "the preinst of ${item%%/*} failed" >&2
+        echo "the preinst of $package failed" >&2
         exit 1
     }
+    rm -r "$control"
 done
 
-unset DPKG_ROOT DPKG_ADMINDIR
-dpkg --configure --force-depends --force-unsafe-io --force-confold --force-confdef -a
-[ -z "$(dpkg --audit)" ] || {
-    dpkg --audit >&2
+set -- --force-depends --force-unsafe-io --force-confold --force-confdef --configure "$@"
+dpkg "$@"
+for program in "${given%/*}"/later/*; do
+    [ ! -e "$program" ] || "$program" --fresh
+done
+left=$(dpkg --audit)
+[ -z "$left" ] || {
+    echo "$left" >&2
     exit 1
 }

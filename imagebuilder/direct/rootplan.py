@@ -26,11 +26,13 @@ class Contents:
 
     Attributes:
         replaces: names of packages whose files it may take over.
+        skip: says of a member whether it is left out.
     """
 
     package: str
     members: Sequence[Member]
     replaces: frozenset[str] = frozenset()
+    skip: Callable[[Member], bool] = lambda member: False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,35 +61,30 @@ class RootPlan:
     lost: list[set[bytes]] = field(default_factory=list)
 
 
-def plan_root(
-    packages: Sequence[Contents], *, aliases: Iterable[bytes] = (), skip: Callable[[Member], bool] = lambda member: False
-) -> RootPlan:  # fmt: skip
+def plan_root(packages: Sequence[Contents], *, aliases: Iterable[bytes] = ()) -> RootPlan:
     """Return where everything goes.
 
     Args:
         packages: of two that list the same folder, the mode and owner of the first count.
         aliases: names of the root that are links to their name in ``usr``, although no package may say so.
-        skip: says of a member whether it is left out.
 
     Raises:
         ArtifactError: two packages have a file in one place, or a path leads nowhere.
     """
     if sum(len(package.members) for package in packages) > ENTRY_LIMIT:
         raise ArtifactError(f"the packages list more than {ENTRY_LIMIT} files", hint=ANOTHER_WAY)
-    return _Planner(packages, aliases, skip).plan()
+    return _Planner(packages, aliases).plan()
 
 
 class _Planner:
     """Collects the tree."""
 
-    def __init__(
-        self, packages: Sequence[Contents], aliases: Iterable[bytes], skip: Callable[[Member], bool]
-    ) -> None:  # fmt: skip
+    def __init__(self, packages: Sequence[Contents], aliases: Iterable[bytes]) -> None:
         self._packages, self._aliases = packages, tuple(aliases)
         self._taken: dict[bytes, Placed] = {}
         self._plan = RootPlan(lost=[set() for _ in packages])
         self._targets = {alias: b"usr/" + alias for alias in self._aliases}
-        self._kept = [[member for member in package.members if not skip(member)] for package in packages]
+        self._kept = [[member for member in package.members if not package.skip(member)] for package in packages]
         self._folders: dict[bytes, bytes] = {}  # resolved before
 
     def plan(self) -> RootPlan:
@@ -201,14 +198,13 @@ def path_filter(exclude: Sequence[str], include: Sequence[str]) -> Callable[[Mem
     As in dpkg(1): a folder, or a link that may be one, is kept where something below it may be included again.
     """
     no, yes = (re.compile("|".join(map(fnmatch.translate, patterns)) or r"(?!)") for patterns in (exclude, include))
-    above = tuple(
-        {(re.split(r"[*?\[\\]", pattern)[0].rpartition("/")[0]).encode().lstrip(b"/") for pattern in include}
-    )
+    # Up to its first wildcard, an included path is what a folder may lie above of, or below.
+    above = tuple(re.split(r"[*?\[\\]", pattern)[0].rstrip("/") for pattern in include)
 
     def skip(member: Member) -> bool:
         path = "/" + member.path.decode("latin-1")
         if not no.fullmatch(path) or yes.fullmatch(path):
             return False
-        return member.kind not in (Kind.FOLDER, Kind.SYMLINK) or not member.path.startswith(above)
+        return member.kind not in (Kind.FOLDER, Kind.SYMLINK) or not path.startswith(above)
 
     return skip

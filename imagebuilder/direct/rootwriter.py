@@ -1,4 +1,4 @@
-"""Writes a planned tree into an empty folder: folders, files on all cores, then links. Nothing is written through a link."""
+"""Writes a planned tree into an empty folder: folders, files on all cores, links last, so that none is followed."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def write_root(plan: RootPlan, data: Sequence[Data], root: Path) -> None:
         os.link(base + target, base + placed.path, follow_symlinks=False)
     for placed in plan.symlinks:
         path = base + placed.path
-        os.symlink(placed.member.target, path)
+        os.symlink(placed.member.target, path)  # noqa: PTH211
         os.chown(path, placed.member.uid, placed.member.gid, follow_symlinks=False)
         os.utime(path, ns=_times(placed), follow_symlinks=False)
     for path, folder in reversed(plan.folders.items()):  # a folder's time, once nothing more gets into it
         if folder is None:
-            os.chmod(base + path, 0o755)  # noqa: PTH101
+            os.chmod(base + path, 0o755)  # noqa: PTH101, S103
         else:
             os.chown(base + path, folder.member.uid, folder.member.gid)
             os.chmod(base + path, folder.member.mode)  # noqa: PTH101

@@ -1,7 +1,7 @@
 """A Debian package file, read with distrust: its two archives, decompressed with a limit.
 
-Format: deb(5): an ar archive (SVr4's, names of at most 15 bytes) of ``debian-binary``, ``control.tar`` and ``data.tar``,
-the two compressed with xz, gzip or zstd, or not at all. Members whose names begin with an underscore are for others.
+Format: deb(5): an ar archive (names of at most 15 bytes) of ``debian-binary``, ``control.tar`` and ``data.tar``, the
+latter compressed with xz, gzip or zstd, or not at all. Members whose names begin with an underscore are for others.
 """
 
 from __future__ import annotations
@@ -114,8 +114,10 @@ def control_files(path: Path, part: Part, scratch: Path, runner: Runner) -> byte
     """Return a package's decompressed control archive.
 
     Args:
-        path, part: as for :func:`unpack`.
-        scratch: an empty file's name to use on the way.
+        path: the package file.
+        part: the archive in it.
+        scratch: a file's name to use on the way.
+        runner: runs zstd, where a package needs it.
 
     Raises:
         ArtifactError, CommandError: as in :func:`unpack`.
