@@ -170,6 +170,8 @@ def in_order(packages: Sequence[Package]) -> list[Package]:
     found, first = _Found(packages), essential(packages)
     early = found.below([package for package in packages if package.fields.get("Pre-Depends")], PRE_DEPENDS)
     ranked = sorted(packages, key=lambda item: (item.key not in first, item.key not in early, item.key))
+    # One that must come after something that waits for it is left for later: it is in the list once more.
+    before = {package.key: found.below([package], PRE_DEPENDS) - {package.key} for package in packages}
     done: dict[str, Package] = {}
     opened: set[str] = set()
     todo = [(package, False) for package in (*found.named(*FIRST), *ranked)][::-1]
@@ -177,7 +179,7 @@ def in_order(packages: Sequence[Package]) -> list[Package]:
         package, below_done = todo.pop()
         if below_done:
             done[package.key] = package
-        elif package.key not in opened:
+        elif package.key not in opened and not (before[package.key] & (opened - done.keys())):
             opened.add(package.key)
             todo.append((package, True))
             # The last that is put here is taken first: what is pre-depended on.

@@ -40,15 +40,10 @@ DPKG_FOLDERS = ("alternatives", "info", "parts", "triggers", "updates")
 # And no host keys: every node makes its own, and an RSA key takes seconds.
 POLICY, NOTHING = "usr/sbin/policy-rc.d", "#!/bin/sh\nexit 0\n"
 DUMMIES = {
-    POLICY: "#!/bin/sh\nexit 101\n", "usr/sbin/start-stop-daemon": NOTHING,
-    "sbin/start-stop-daemon": NOTHING, "usr/bin/ssh-keygen": NOTHING,
+    POLICY: "#!/bin/sh\nexit 101\n", "usr/sbin/start-stop-daemon": NOTHING, "usr/bin/ssh-keygen": NOTHING,
 }  # fmt: skip
 # Asked for by a script and by a trigger again: run once, when all else is done.
 LATER = ("usr/sbin/update-ca-certificates",)
-# Logs, and what must not be the same on two nodes: mmdebstrap(1), "cleanup/reproducible".
-UNWANTED = (
-    "var/log/dpkg.log", "var/log/alternatives.log", "var/cache/ldconfig/aux-cache", "var/lib/dbus/machine-id",
-)  # fmt: skip
 DEVICES = {  # major and minor numbers, Documentation/admin-guide/devices.txt; as mmdebstrap makes them
     "console": (5, 1), "full": (1, 7), "null": (1, 3), "ptmx": (5, 2), "random": (1, 8), "tty": (5, 0),
     "urandom": (1, 9), "zero": (1, 5),
@@ -104,8 +99,11 @@ def fast_root(
             plan = plan_tree(opened)
             write_root(plan, [item.data for item in opened], root)
             _write_database(opened, plan, root)
-        _devices(root / "dev")
+        _devices(root)
         _configure(order, work, root, runner, stage, log)
+    except FileExistsError as error:
+        message = f"the packages bring {error.filename}, which is for dpkg or the kernel"
+        raise ArtifactError(message, hint=ANOTHER_WAY) from error
     finally:
         remove_tree(work)
 
@@ -156,15 +154,16 @@ def plan_tree(opened: Sequence[Opened]) -> RootPlan:
 
 
 def _put(path: Path, data: bytes | str, mode: int = 0o644) -> None:
-    path.write_bytes(data if isinstance(data, bytes) else data.encode("utf-8", "surrogateescape"))
-    path.chmod(mode)  # whatever the umask
+    with path.open("xb") as stream:  # which neither follows a link nor changes what a package brought
+        stream.write(data if isinstance(data, bytes) else data.encode("utf-8", "surrogateescape"))
+        os.fchmod(stream.fileno(), mode)  # whatever the umask
 
 
 def _write_database(opened: Sequence[Opened], plan: RootPlan, root: Path) -> None:
     """Write what dpkg would have written when it unpacked these packages in this order."""
     folder = _inside(root, DPKG)
     for name in DPKG_FOLDERS:
-        (folder / name).mkdir(exist_ok=True)
+        _inside(folder, name)
     conffiles: dict[str, str] = {}
     for item, lost in zip(opened, plan.lost, strict=True):
         package = item.package
@@ -212,8 +211,8 @@ def _inside(root: Path, path: str) -> Path:
     return folder
 
 
-def _devices(folder: Path) -> None:
-    _inside(folder.parent, folder.name)
+def _devices(root: Path) -> None:
+    folder = _inside(root, "dev")
     for name, (major, minor) in DEVICES.items():
         os.mknod(folder / name, stat.S_IFCHR | 0o666, os.makedev(major, minor))
         (folder / name).chmod(0o666)
@@ -227,9 +226,9 @@ def _dummies(work: Path, root: Path) -> Iterator[Bind]:
     """Yield what hides programs that are not to run, and shows those that run later under another name."""
     for number, (name, text) in enumerate((*DUMMIES.items(), *((name, NOTHING) for name in LATER))):
         program = root / name
-        if name != POLICY and (not program.is_file() or program.is_symlink()):
+        if name != POLICY and (program.is_symlink() or not program.is_file()):
             continue
-        if name in LATER:
+        if name in LATER and program.resolve().is_relative_to(root.resolve()):
             yield Bind(source=program, target=f"{INSIDE}/later/{program.name}")
         _put(work / str(number), text, 0o755)
         yield Bind(source=work / str(number), target=f"/{name}")
@@ -280,8 +279,3 @@ def _configure(
     # INITRD=No: initramfs-tools makes none while packages are configured; the last step makes it, once.
     runner.run(command(root, mounts, argv, {"INITRD": "No"}), log=log, on_line=count, timeout=SECONDS)
     (root / POLICY).unlink(missing_ok=True)  # the mount point
-    for path in UNWANTED:
-        (root / path).unlink(missing_ok=True)
-    machine = root / "etc/machine-id"
-    if machine.is_file() and not machine.is_symlink():
-        _put(machine, "")  # every node gets its own

@@ -36,3 +36,11 @@ left=$(dpkg --audit)
     echo "$left" >&2
     exit 1
 }
+
+# Logs, and what must not be the same on two nodes: mmdebstrap(1), "cleanup/reproducible".
+rm -f /var/log/dpkg.log /var/log/alternatives.log /var/cache/ldconfig/aux-cache /var/lib/dbus/machine-id
+if [ -e /etc/machine-id ]; then
+    rm /etc/machine-id
+    : > /etc/machine-id
+fi
+[ -e /etc/fstab ] || echo '# UNCONFIGURED FSTAB FOR BASE SYSTEM' > /etc/fstab

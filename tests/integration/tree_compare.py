@@ -58,14 +58,10 @@ def walk(root: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in (*below, *files))
 
 
-def times(root: Path) -> dict[str, int]:
-    """Return when each file that dpkg lists as a package's own was last changed."""
-    listed = {line for path in (root / "var/lib/dpkg/info").glob("*.list") for line in path.read_text().splitlines()}
-    return {
-        name: (root / name.lstrip("/")).lstat().st_mtime_ns
-        for name in listed
-        if (root / name.lstrip("/")).is_file() and not (root / name.lstrip("/")).is_symlink()
-    }
+def listed(root: Path) -> set[str]:
+    """Return every path that dpkg says belongs to a package."""
+    lists = (root / "var/lib/dpkg/info").glob("*.list")
+    return {line.lstrip("/") for path in lists for line in path.read_text().splitlines()}
 
 
 def differences(one: Path, other: Path) -> list[Difference]:
