@@ -9,10 +9,9 @@ mmdebstrap stays the oracle: an integration test compares the two trees.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from imagebuilder.errors import ArtifactError
 from imagebuilder.events import Stage
 from imagebuilder.model import LockedPackage
 from imagebuilder.process import Runner
-from imagebuilder.sources.debtar import ANOTHER_WAY, Data, Kind, Member, members
+from imagebuilder.sources.debtar import ANOTHER_WAY, Kind, Member, members
 
 SCRIPT = Path(__file__).with_name("fastroot.sh")
 SECONDS = 900  # for configuring everything; takes 10 s on two cores
@@ -57,7 +56,7 @@ class Opened:
 
     package: Package
     members: tuple[Member, ...]
-    data: Data
+    data: Path
 
 
 def fast_root(
@@ -91,14 +90,13 @@ def fast_root(
     work.mkdir()
     try:
         cache = DebCache(unpacked, work, runner)
-        with contextlib.ExitStack() as stack:
-            opened = _open(packages, cache, repository, stack, stage)
-            order = dpkgdb.in_order([item.package for item in opened])
-            places = {package.key: place for place, package in enumerate(order)}
-            opened.sort(key=lambda item: places[item.package.key])
-            plan = plan_tree(opened)
-            write_root(plan, [item.data for item in opened], root)
-            _write_database(opened, plan, root)
+        opened = _open(packages, cache, repository, stage)
+        order = dpkgdb.in_order([item.package for item in opened])
+        places = {package.key: place for place, package in enumerate(order)}
+        opened.sort(key=lambda item: places[item.package.key])
+        plan = plan_tree(opened)
+        write_root(plan, lambda number: mapped(opened[number].data), root)
+        _write_database(opened, plan, root)
         _devices(root)
         _configure(order, work, root, runner, stage, log)
     except FileExistsError as error:
@@ -108,9 +106,7 @@ def fast_root(
         remove_tree(work)
 
 
-def _open(
-    packages: Sequence[LockedPackage], cache: DebCache, repository: Path, stack: contextlib.ExitStack, stage: Stage
-) -> list[Opened]:
+def _open(packages: Sequence[LockedPackage], cache: DebCache, repository: Path, stage: Stage) -> list[Opened]:
     """Decompress what is not in the cache, the largest first, and read what is in every package."""
     largest = sorted(packages, key=lambda package: -package.size)
 
@@ -125,8 +121,8 @@ def _open(
             if said != (locked.name, locked.version, locked.arch):
                 message = f"{locked.filename} says that it is {' '.join(said)}"
                 raise ArtifactError(message, context=f"the index says {locked.name} {locked.version} {locked.arch}")
-            data = stack.enter_context(mapped(found.data))
-            opened.append(Opened(package=package, members=tuple(members(data)), data=data))
+            with mapped(found.data) as data:
+                opened.append(Opened(package=package, members=tuple(members(data)), data=found.data))
             stage.update(number, len(packages), "packages unpacked")
     return opened
 
@@ -171,15 +167,11 @@ def _write_database(opened: Sequence[Opened], plan: RootPlan, root: Path) -> Non
             mode = 0o755 if name in dpkgdb.SCRIPTS else 0o644
             _put(folder / "info" / f"{package.key}.{name}", data, mode)
         _put(folder / "info" / f"{package.key}.list", dpkgdb.file_list(item.members, lost))
-        if "md5sums" not in package.files:
-            files = {m.path: dpkgdb.md5(_content(item, m)) for m in item.members if m.kind is Kind.FILE}
-            _put(folder / "info" / f"{package.key}.md5sums", dpkgdb.sums(item.members, files, package.conffiles))
         wanted = {path.lstrip("/").encode("utf-8", "surrogateescape"): path for path in package.conffiles}
-        conffiles |= {
-            wanted[m.path]: dpkgdb.md5(_content(item, m))
-            for m in item.members
-            if m.kind is Kind.FILE and m.path in wanted
-        }
+        sums = _sums(item, None if "md5sums" not in package.files else wanted.keys())
+        conffiles |= {path: sums[name] for name, path in wanted.items() if name in sums}
+        if "md5sums" not in package.files:
+            _put(folder / "info" / f"{package.key}.md5sums", dpkgdb.sums(item.members, sums, package.conffiles))
     packages = [item.package for item in opened]
     _put(folder / "info/format", "1\n")
     _put(folder / "status", dpkgdb.status(packages, conffiles))
@@ -189,8 +181,16 @@ def _write_database(opened: Sequence[Opened], plan: RootPlan, root: Path) -> Non
     _put(folder / "arch", "".join(f"{arch}\n" for arch in arches))
 
 
-def _content(item: Opened, member: Member) -> bytes:
-    return item.data[member.offset : member.offset + member.size]
+def _sums(item: Opened, wanted: Collection[bytes] | None) -> dict[bytes, str]:
+    """Return the MD5 of a package's files, by path: of those that are wanted, or of all."""
+    if wanted is not None and not wanted:
+        return {}
+    with mapped(item.data) as data:
+        return {
+            member.path: dpkgdb.md5(data[member.offset : member.offset + member.size])
+            for member in item.members
+            if member.kind is Kind.FILE and (wanted is None or member.path in wanted)
+        }
 
 
 def _inside(root: Path, path: str) -> Path:

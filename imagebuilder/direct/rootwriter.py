@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+from imagebuilder.content import CHUNK
 from imagebuilder.direct.rootplan import Placed, RootPlan
 from imagebuilder.sources.debtar import Data
 
@@ -14,13 +16,15 @@ WORKERS = min(4, os.cpu_count() or 1)  # more do not help: every second step of 
 CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 NANO = 1_000_000_000
 
+Open = Callable[[int], AbstractContextManager[Data]]  # opens a package's archive, by the package's number
 
-def write_root(plan: RootPlan, data: Sequence[Data], root: Path) -> None:
+
+def write_root(plan: RootPlan, open_data: Open, root: Path) -> None:
     """Write a tree, with modes, owners and times.
 
     Args:
         plan: what goes where.
-        data: per package the archive that its members' offsets are in.
+        open_data: gives the archive that a package's offsets are in; a few are open at a time.
         root: an empty folder that nobody else writes to.
 
     Raises:
@@ -34,7 +38,7 @@ def write_root(plan: RootPlan, data: Sequence[Data], root: Path) -> None:
     for placed in plan.files:
         by_package.setdefault(placed.package, []).append(placed)
     with ThreadPoolExecutor(WORKERS) as pool:
-        list(pool.map(lambda item: _write_files(item[1], data[item[0]], base), by_package.items()))
+        list(pool.map(lambda item: _write_files(item[1], open_data(item[0]), base), by_package.items()))
     for placed, target in plan.links:
         os.link(base + target, base + placed.path, follow_symlinks=False)
     for placed in plan.symlinks:
@@ -55,17 +59,21 @@ def _times(placed: Placed) -> tuple[int, int]:
     return placed.member.mtime * NANO, placed.member.mtime * NANO
 
 
-def _write_files(files: Iterable[Placed], data: Data, base: bytes) -> None:
-    for placed in files:
-        member = placed.member
-        descriptor = os.open(base + placed.path, CREATE, 0o600)
-        try:
-            rest = memoryview(data[member.offset : member.offset + member.size])
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
-            if member.uid or member.gid:
-                os.fchown(descriptor, member.uid, member.gid)
-            os.fchmod(descriptor, member.mode)  # after the owner: that takes set-user-ID away
-            os.utime(descriptor, ns=_times(placed))
-        finally:
-            os.close(descriptor)
+def _write_files(files: Iterable[Placed], opened: AbstractContextManager[Data], base: bytes) -> None:
+    with opened as data:
+        for placed in files:
+            _write_file(placed, data, base)
+
+
+def _write_file(placed: Placed, data: Data, base: bytes) -> None:
+    member = placed.member
+    descriptor = os.open(base + placed.path, CREATE, 0o600)
+    try:
+        position, end = member.offset, member.offset + member.size
+        while position < end:
+            position += os.write(descriptor, data[position : min(end, position + CHUNK)])
+        os.fchown(descriptor, member.uid, member.gid)
+        os.fchmod(descriptor, member.mode)  # after the owner: that takes set-user-ID away
+        os.utime(descriptor, ns=_times(placed))
+    finally:
+        os.close(descriptor)

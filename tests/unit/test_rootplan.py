@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -176,7 +177,7 @@ def test_a_tree_is_written_as_planned(tmp_path: Path) -> None:
         "one", folder(b"./usr", 0o711), entry(b"./usr/tool", b"run", mode=0o4750), link(b"./usr/same", b"./usr/tool"),
         symlink(b"./escape", os.fsencode(outside)), entry(b"./escape/file", b"x"), entry(b"./empty"),
     )  # fmt: skip
-    write_root(planned((mine(one), data)), [data], root)
+    write_root(planned((mine(one), data)), lambda number: nullcontext(data), root)
     assert list(outside.iterdir()) == []
     inside = root / outside.relative_to("/") / "file"  # where the link leads within the tree
     assert inside.read_bytes() == b"x"
@@ -194,5 +195,5 @@ def test_nothing_is_written_over_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to(tmp_path / "elsewhere")
     one, data = package("one", entry(b"./a", b"x"))
     with pytest.raises(FileExistsError):
-        write_root(planned((mine(one), data)), [data], tmp_path)
+        write_root(planned((mine(one), data)), lambda number: nullcontext(data), tmp_path)
     assert not (tmp_path / "elsewhere").exists()
