@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from imagebuilder.errors import ArtifactError
-from imagebuilder.sources.debtar import ANOTHER_WAY, NAME_LIMIT, PATH_LIMIT, Kind, Member
+from imagebuilder.sources.debtar import ANOTHER_WAY, DEPTH_LIMIT, PATH_LIMIT, Kind, Member
 
 HOPS = 40  # links that a path may lead through, as in Linux (path_resolution(7))
 ENTRY_LIMIT = 2_000_000  # of a whole tree: a desktop has 400,000
@@ -174,15 +174,17 @@ class _Planner:
                 del done[-1:]
                 continue
             done.append(name)
+            if len(done) > DEPTH_LIMIT:
+                raise _conflict(path, "is too long")
             target = self._targets.get(b"/".join(done))
             if target is not None:
                 hops += 1
-                if hops > HOPS or len(target) > PATH_LIMIT:
+                if hops > HOPS:
                     raise _conflict(path, "leads through too many links")
                 done = [] if target.startswith(b"/") else done[:-1]
                 rest += target.split(b"/")[::-1]
         found = b"/".join(done)
-        if len(found) > PATH_LIMIT or any(len(name) > NAME_LIMIT for name in done):
+        if len(found) > PATH_LIMIT:
             raise _conflict(path, "is too long")
         return found
 

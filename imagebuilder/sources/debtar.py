@@ -15,7 +15,9 @@ from imagebuilder.errors import ArtifactError
 
 BLOCK = 512
 MEMBER_LIMIT = 200_000  # the largest package that we meet (a kernel) lists 6,000
+NAMES_LIMIT = 64 << 20  # bytes of all names and targets together; there they are 0.6 MB
 PATH_LIMIT, NAME_LIMIT = 4095, 255  # PATH_MAX and NAME_MAX of Linux, limits.h
+DEPTH_LIMIT = 128  # folders that a path leads through; nested modules of a web application have 30
 OWNER_LIMIT = 99  # higher ids are given at installation: Debian's policy, section 9.2.2
 NOBODY = 65534  # the one that is fixed, too
 TIME_LIMIT = 1 << 33  # seconds since 1970, year 2242
@@ -72,7 +74,7 @@ def members(data: Data) -> Iterator[Member]:
     Raises:
         ArtifactError: it is no tar archive, not whole, or lists what no package may have.
     """
-    position, count = 0, 0
+    position, count, names = 0, 0, 0
     seen: dict[bytes, Kind] = {}
     long: dict[bytes, bytes] = {}
     while position + BLOCK <= len(data):
@@ -93,6 +95,9 @@ def members(data: Data) -> Iterator[Member]:
         member = _member(header, kind, start, size, long)
         long.clear()
         _known(member, seen)
+        names += len(member.path) + len(member.target)
+        if names > NAMES_LIMIT:
+            raise _bad(f"its names have more than {NAMES_LIMIT} bytes")
         yield member
     else:
         raise _bad("it has no end")
@@ -156,8 +161,8 @@ def _member(header: bytes, tag: bytes, start: int, size: int, long: dict[bytes, 
         raise _bad("something that is no file has a content", path)
     if kind is not Kind.FOLDER and (not path or raw.endswith(b"/")):
         raise _bad("a name that ends with a slash is no folder", path)
-    if kind is Kind.SYMLINK and (not target or len(target) > PATH_LIMIT):
-        raise _bad("a symbolic link leads nowhere", path)
+    if kind is Kind.SYMLINK and (not target or len(target) > PATH_LIMIT or target.count(b"/") > DEPTH_LIMIT):
+        raise _bad("a symbolic link leads nowhere, or too far", path)
     uid, gid = _number(header[108:116]), _number(header[116:124])
     if any(owner > OWNER_LIMIT and owner != NOBODY for owner in (uid, gid)):
         raise _bad(f"the owner {uid}:{gid} is not one that every system has", path)
@@ -182,7 +187,9 @@ def checked_path(name: bytes) -> bytes:
             raise _bad("a name is empty", name)
         return b""
     parts = path.split(b"/")
-    if any(part in (b"", b".", b"..") or len(part) > NAME_LIMIT for part in parts) or len(path) > PATH_LIMIT:
+    if len(path) > PATH_LIMIT or len(parts) > DEPTH_LIMIT:
+        raise _bad("a name is too long", name)
+    if any(part in (b"", b".", b"..") or len(part) > NAME_LIMIT for part in parts):
         raise _bad("a name leads out of the root, or is none", name)
     if b"\n" in path or b"\0" in path:
         raise _bad("a name has a line break", name)  # dpkg's lists have one name a line

@@ -54,7 +54,9 @@ REFUSED = {
     "empty-part": (entry(b"./usr//a", b"x"), "leads out"),
     "line-break": (entry(b"./a\nb", b"x"), "line break"),
     "long-name-part": (entry(b"./" + b"n" * 256, b"x"), "leads out"),
-    "long-path": (entry(b"./" + b"n/" * 2050 + b"n", b"x"), "too long|leads out"),
+    "long-path": (entry(b"./" + (b"n" * 50 + b"/") * 90 + b"n", b"x"), "too long"),
+    "deep-path": (entry(b"./" + b"n/" * 129 + b"n", b"x"), "too long"),
+    "far-symlink": (symlink(b"./a", b"../" * 129 + b"etc"), "too far"),
     "nothing": (entry(b"", b"x"), "no folder"),
     "slash-on-a-file": (entry(b"./a/", b"x"), "no folder"),
     "character-device": (header(b"./dev/mem", kind=b"3"), "no file, folder or link"),
@@ -105,6 +107,14 @@ def test_no_archive_lists_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(list(members(tar(*(entry(b"./%d" % number) for number in range(10)))))) == 10
     with pytest.raises(ArtifactError, match="more than 10 members"):
         list(members(tar(*(entry(b"./%d" % number) for number in range(11)))))
+
+
+def test_no_names_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(debtar, "NAMES_LIMIT", 300)
+    entries = [entry(b"./%099d" % number) for number in range(4)]
+    assert len(list(members(tar(*entries[:3])))) == 3
+    with pytest.raises(ArtifactError, match="names have more than 300 bytes"):
+        list(members(tar(*entries)))
 
 
 def harmless(data: bytes) -> None:
