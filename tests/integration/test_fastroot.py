@@ -55,12 +55,18 @@ STATED = {
     "var/lib/dpkg/statoverride": "as above",
     "var/lib/dpkg/triggers/File": "as above",
 }
-SORTED = ("diversions", "statoverride", "triggers/File")  # in var/lib/dpkg, compared line by line
+STATED_12 = {
+    "etc/shells": "the order of lines: mmdebstrap's tree got its merged /usr in between",
+    "usr/bin/uncompress": "a hard link, as its package has it: merging /usr afterwards made a copy",
+}
+DATABASE = "var/lib/dpkg"
+SORTED = (f"{DATABASE}/diversions", f"{DATABASE}/statoverride", f"{DATABASE}/triggers/File", "etc/shells")
 USERS = ("passwd", "group")  # in etc, compared by name
 
 
-def is_stated(path: str) -> bool:
-    return any(fnmatch.fnmatchcase(path, pattern) for pattern in STATED)
+def is_stated(path: str, release: str) -> bool:
+    stated = (*STATED, *(STATED_12 if release == "12" else ()))
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in stated)
 
 
 def locked(suite: str, names: tuple[str, ...], runner: RealRunner) -> tuple[LockedPackage, ...]:
@@ -80,6 +86,7 @@ def locked(suite: str, names: tuple[str, ...], runner: RealRunner) -> tuple[Lock
 class Trees:
     """The same packages, twice."""
 
+    release: str
     packages: tuple[LockedPackage, ...]
     mmdebstrap: Path
     fast: Path
@@ -108,7 +115,7 @@ def trees(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             stage=stage, log=log,
         )  # fmt: skip
     build(packages, work, fast, log)
-    return Trees(packages=packages, mmdebstrap=slow, fast=fast, log=log)
+    return Trees(release=request.param, packages=packages, mmdebstrap=slow, fast=fast, log=log)
 
 
 def build(packages: tuple[LockedPackage, ...], work: Path, root: Path, log: Path) -> None:
@@ -121,15 +128,15 @@ def build(packages: tuple[LockedPackage, ...], work: Path, root: Path, log: Path
 
 def test_files_modes_owners_links_contents_and_attributes_are_mmdebstraps(trees: Trees) -> None:
     found = differences(trees.mmdebstrap, trees.fast)
-    assert [str(item) for item in found if not is_stated(item.path)] == []
+    assert [str(item) for item in found if not is_stated(item.path, trees.release)] == []
     assert found, "the builder's own settings are in one of them, or nothing was compared"
 
 
 def test_what_may_be_in_another_order_is_the_same_in_any(trees: Trees) -> None:
     for name in SORTED:
         # A diversion is three lines: what is diverted, where to, and for whom.
-        size = 3 if name == "diversions" else 1
-        slow, fast = (records(root / "var/lib/dpkg" / name, size) for root in (trees.mmdebstrap, trees.fast))
+        size = 3 if name.endswith("diversions") else 1
+        slow, fast = (records(root / name, size) for root in (trees.mmdebstrap, trees.fast))
         assert fast
         assert fast == slow
     for name in USERS:
@@ -150,10 +157,10 @@ def users(path: Path) -> list[tuple[str, ...]]:
 def test_dpkg_says_the_same_of_every_package(trees: Trees) -> None:
     slow, fast = stanzas(trees.mmdebstrap), stanzas(trees.fast)
     assert fast == slow
-    assert {name: stanza["Version"].strip() for name, stanza in fast.items()} == {
+    assert {name: stanza["Version"] for name, stanza in fast.items()} == {
         package.name: package.version for package in trees.packages
     }
-    assert {stanza["Status"] for stanza in fast.values()} == {" install ok installed"}
+    assert {stanza["Status"] for stanza in fast.values()} == {"install ok installed"}
 
 
 def test_a_packages_own_files_have_the_same_times(trees: Trees) -> None:
@@ -194,7 +201,7 @@ def test_the_engine_makes_a_base_layer_with_it(tmp_path: Path) -> None:
     assert (layer.root / "etc/both").read_text() == "lower\n"  # by a step of the layer
     assert not (layer.root / "usr/sbin/policy-rc.d").exists()
     assert {name: stanza["Status"] for name, stanza in stanzas(layer.root).items()} == {
-        package.name: " install ok installed" for package in job.packages
+        package.name: "install ok installed" for package in job.packages
     }
     kept = {path.stem for path in (tmp_path / "debs/unpacked").glob("*.tar")}
     assert kept == {package.sha256 for package in job.packages}

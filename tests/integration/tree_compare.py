@@ -85,6 +85,6 @@ def stanzas(root: Path) -> dict[str, dict[str, str]]:
                 fields[key] += f"\n{line}"
             else:
                 key, _, value = line.partition(":")
-                fields[key] = value
+                fields[key] = value.strip()
         found[fields["Package"]] = fields
     return found
