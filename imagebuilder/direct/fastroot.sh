@@ -26,7 +26,7 @@ for package in "$@"; do
     rm -r "$control"
 done
 
-set -- --force-depends --force-unsafe-io --force-confold --force-confdef --configure "$@"
+set -- --force-unsafe-io --force-confold --force-confdef --configure "$@"
 dpkg "$@"
 for program in "${given%/*}"/later/*; do
     [ ! -e "$program" ] || "$program" --fresh
