@@ -9,6 +9,7 @@ from typing import Any
 
 LAYERS = ("base", "runtime", "kubernetes", "site")
 BARE_LAYERS = ("base", "site")  # of an image without docker and Kubernetes
+ROOT_BUILDERS = ("mmdebstrap", "fast")  # how the direct engine makes the base layer; the first is the default
 FORMAT_VERSION = 1  # of layers and artifacts; part of every id: raise it when the engine's output changes
 
 
@@ -37,6 +38,7 @@ class BuildRequest:
         overlays, scripts: absolute paths, in the order they are applied.
         trust: public keys, in PEM, of those who may sign a node's data packages.
         images: registry references, or paths of OCI archives or image TOML files.
+        root_builder: one of ``ROOT_BUILDERS``.
         bare: only the operating system, ssh and cloud-init: what Packer starts from elsewhere.
     """
 
@@ -52,6 +54,7 @@ class BuildRequest:
     images: tuple[str, ...] = ()
     trust: tuple[Path, ...] = ()
     bare: bool = False
+    root_builder: str = ROOT_BUILDERS[0]
     sources: Mapping[str, str] = field(default_factory=dict)
     mirrors: Mapping[str, str] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from imagebuilder.compat import Compat, minor_of
 from imagebuilder.content import content_id
 from imagebuilder.errors import UsageError
-from imagebuilder.model import BARE_LAYERS, FORMAT_VERSION, LAYERS, BuildRequest, Cell, plain
+from imagebuilder.model import BARE_LAYERS, FORMAT_VERSION, LAYERS, ROOT_BUILDERS, BuildRequest, Cell, plain
 from imagebuilder.profile_data import Component, Profile, Repository, SourceImage
 from imagebuilder.steps import Step, select
 from imagebuilder.strict import did_you_mean
@@ -23,6 +23,7 @@ from imagebuilder.targets import Target
 GIB = 1 << 30
 BELOW = {"runtime": "base", "kubernetes": "runtime", "site": "kubernetes", "tools": "base"}
 BARE = ("cloud-init", "sudo")  # as in a cloud image: whoever goes on with it logs in as an ordinary user
+NOT_FAST = "--root-builder is for the direct engine, and knows {}"
 NOT_BARE = "--bare is for the direct engine, and takes no container images"
 FILE_SOURCE = "file"  # --source kubernetes=file:<dir>: taken from a folder, whatever the profile lists
 
@@ -163,6 +164,7 @@ def plan(
     engine, reason = choose_engine(request.engine, profile, target)
     if request.bare and (engine != "direct" or request.images):
         raise UsageError(NOT_BARE, hint="imagebuilder bake --bare --os debian --target qemu")
+    _check_root_builder(request, engine)
     if request.bare:
         request = replace(request, packages=(*request.packages, *BARE))
     sources = choose_sources(profile, request.sources)
@@ -187,6 +189,12 @@ def plan(
         ),
         settings=_settings(profile, target, known.pause, minor), request=request,
     )  # fmt: skip
+
+
+def _check_root_builder(request: BuildRequest, engine: str) -> None:
+    builder = request.root_builder
+    if builder not in ROOT_BUILDERS or (engine != "direct" and builder != ROOT_BUILDERS[0]):
+        raise UsageError(NOT_FAST.format(" and ".join(ROOT_BUILDERS)), hint=f"--root-builder {ROOT_BUILDERS[0]}")
 
 
 def choose_engine(asked: str, profile: Profile, target: Target, *, nearest: Cell | None = None) -> tuple[str, str]:

@@ -36,6 +36,7 @@ class Wishes:
     trust: tuple[Path, ...] = ()
     image: tuple[str, ...] = ()
     bare: bool = False
+    root_builder: str = "mmdebstrap"
     source: Pairs = ()
     mirror: Pairs = ()
     file: Path | None = None
@@ -63,6 +64,10 @@ OPTIONS = (
     ),
     click.option("--engine", default="auto", metavar="NAME", show_default=True,
                  help="What builds it: auto, direct or packer."),
+    click.option(
+        "--root-builder", type=click.Choice(["mmdebstrap", "fast"]), default="mmdebstrap", show_default=True,
+        help="What the direct engine makes the base layer with: fast unpacks all packages at once.",
+    ),
     click.option("--package", multiple=True, metavar="NAME", help="One more package of the distribution; repeatable."),
     click.option("--overlay", multiple=True, metavar="DIR", type=_path(),
                  help="A folder to copy over the root tree; repeatable."),
@@ -133,7 +138,8 @@ def make_request(wishes: Wishes, folder: Path, *, every: bool = False) -> BuildR
         overlays=_joined(config.overlay, (folder / path for path in wishes.overlay)),
         scripts=_joined(config.script, (folder / path for path in wishes.script)),
         trust=_joined(config.trust, (folder / path for path in wishes.trust)),
-        images=_joined(config.image, images), bare=wishes.bare, sources={**config.source, **sources}, mirrors=mirrors,
+        images=_joined(config.image, images), bare=wishes.bare, root_builder=wishes.root_builder,
+        sources={**config.source, **sources}, mirrors=mirrors,
         keys={key: mirror.key.upper() for key, mirror in config.mirror.items() if mirror.key and key not in typed},
     )  # fmt: skip
     check_paths(request)

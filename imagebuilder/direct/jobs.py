@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from imagebuilder import resources
 from imagebuilder.content import content_id, sha256_bytes, sha256_file
-from imagebuilder.direct.engine import INSIDE, LayerJob
-from imagebuilder.direct.sandbox import Bind
+from imagebuilder.direct.engine import LayerJob
+from imagebuilder.direct.sandbox import INSIDE, Bind
 from imagebuilder.errors import UsageError
 from imagebuilder.fetch import Materials
 from imagebuilder.model import LockedPackage
@@ -32,7 +32,13 @@ def layer_jobs(plan: BuildPlan, lock: Lock, materials: Materials, provision: Pat
         materials: what was fetched.
         provision: the ``provision`` folder.
     """
-    own = {"kubernetes": {"agent": sha256_file(resources.agent())}, "site": site_inputs(plan)}
+    fast = plan.request.root_builder == "fast"
+    own: dict[str, dict[str, Any]] = {
+        # The same files as mmdebstrap's, but not the same bytes: numbers of users, and files that scripts write.
+        "base": {"root_builder": "fast"} if fast else {},
+        "kubernetes": {"agent": sha256_file(resources.agent())},
+        "site": site_inputs(plan),
+    }
     inputs = {layer.name: _inputs(layer.name, lock, materials) | own.get(layer.name, {}) for layer in plan.layers}
     hashes = {
         path.relative_to(provision).as_posix(): f"{path.stat().st_mode & 0o111:o}-{sha256_bytes(path.read_bytes())}"
@@ -57,6 +63,7 @@ def layer_jobs(plan: BuildPlan, lock: Lock, materials: Materials, provision: Pat
                 binds=tuple(binds[layer.name]),
                 texts={"/etc/apt/sources.list": lock.apt_sources} if layer.name == "base" else {},
                 info={"inputs": inputs[layer.name], "steps": _keys(layer)},
+                fast=fast,
             )
         )
     return jobs

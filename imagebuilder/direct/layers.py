@@ -88,6 +88,7 @@ class LayerStore:
         self._syncing: dict[str, process.Child] = {}
         self._used: list[int] = []  # open lock files
         weakref.finalize(self, _close, self._used)
+        self.unpacked = cache / "debs/unpacked"  # of the packages beside it; see direct.debcache
         self.layers, self.staging, self.locks = (cache / name for name in ("layers", "tmp", "locks"))
         self.writable = writable(cache)
         try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from imagebuilder import process
 from imagebuilder.process import namespaces
 
+INSIDE = "/run/imagebuilder"  # where a sandbox sees what it is given; a tmpfs, so nothing of it stays in the layer
 SCRIPT = Path(__file__).with_name("sandbox.sh")
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"  # of every distribution's own packages; nothing of the host's
 

@@ -256,6 +256,22 @@ def test_packages_go_where_they_belong() -> None:
     assert made.layer("kubernetes").packages == ()
 
 
+def test_the_fast_root_builder_changes_nothing_of_the_plan() -> None:
+    assert wanted(root_builder="fast").as_data() == wanted().as_data()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"root_builder": "slow"}, id="unknown"),
+        pytest.param({"root_builder": "fast", "os": "rocky"}, id="made-by-packer"),
+    ],
+)
+def test_who_cannot_make_the_base_layer_is_told(changes: Any) -> None:
+    with pytest.raises(UsageError, match="--root-builder is for the direct engine, and knows mmdebstrap and fast"):
+        wanted(**changes)
+
+
 def test_a_bare_image_shares_its_base_and_has_neither_runtime_nor_kubernetes() -> None:
     bare, whole = wanted(bare=True, packages=("tmux",)), wanted()
     assert bare.id == "debian-13-amd64-qemu-bare"
