@@ -125,7 +125,9 @@ def _bake(
     jobs = layer_jobs(plan, lock, materials, resources.folder("provision"))
     spec = disk_spec(plan, lock, jobs)
     packed = packing(plan, kubernetes=lock.kubernetes, containerd=containerd_version(plan, lock), seed=spec.seed)
-    artifact_id = content_id([FORMAT_VERSION, VERSION, plain(spec), plain(packed), [job.id for job in jobs]])
+    tools_used = [package.exact for package in lock.packages["tools"]]
+    stack = [job.id for job in jobs]
+    artifact_id = content_id([FORMAT_VERSION, VERSION, plain(spec), plain(packed), stack, tools_used])
     if found := unchanged(folder, artifact_id):
         return found
 
@@ -165,6 +167,7 @@ def disk_spec(plan: BuildPlan, lock: Lock, jobs: Sequence[LayerJob]) -> DiskSpec
     return DiskSpec(
         size=plan.disk.size, seed=jobs[-1].id, arch=plan.cell.arch, firmware=plan.disk.firmware,
         kernel_arguments=plan.disk.kernel_arguments, vendor=plan.profile.name, epoch=lock.epoch,
+        drivers=plan.disk.drivers,
     )  # fmt: skip
 
 

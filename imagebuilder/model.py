@@ -9,6 +9,7 @@ from typing import Any
 
 LAYERS = ("base", "runtime", "kubernetes", "site")
 BARE_LAYERS = ("base", "site")  # of an image without docker and Kubernetes
+INITRAMFS = ("small", "stock")  # one of our own, for disks of the direct engine; and the distribution's
 ROOT_BUILDERS = ("mmdebstrap", "fast")  # how the direct engine makes the base layer; the first is the default
 FORMAT_VERSION = 1  # of layers and artifacts; part of every id: raise it when the engine's output changes
 
@@ -39,6 +40,7 @@ class BuildRequest:
         trust: public keys, in PEM, of those who may sign a node's data packages.
         images: registry references, or paths of OCI archives or image TOML files.
         root_builder: one of ``ROOT_BUILDERS``.
+        initramfs: one of ``INITRAMFS``.
         bare: only the operating system, ssh and cloud-init: what Packer starts from elsewhere.
     """
 
@@ -55,6 +57,7 @@ class BuildRequest:
     trust: tuple[Path, ...] = ()
     bare: bool = False
     root_builder: str = ROOT_BUILDERS[0]
+    initramfs: str = ""
     sources: Mapping[str, str] = field(default_factory=dict)
     mirrors: Mapping[str, str] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from imagebuilder.compat import Compat, minor_of
 from imagebuilder.content import content_id
+from imagebuilder.diskplan import DiskPlan, disk_plan
 from imagebuilder.errors import UsageError
 from imagebuilder.model import BARE_LAYERS, FORMAT_VERSION, LAYERS, ROOT_BUILDERS, BuildRequest, Cell, plain
 from imagebuilder.profile_data import Component, Profile, Repository, SourceImage
@@ -20,7 +21,6 @@ from imagebuilder.steps import Step, select
 from imagebuilder.strict import did_you_mean
 from imagebuilder.targets import Target
 
-GIB = 1 << 30
 BELOW = {"runtime": "base", "kubernetes": "runtime", "site": "kubernetes", "tools": "base"}
 BARE = ("cloud-init", "sudo")  # as in a cloud image: whoever goes on with it logs in as an ordinary user
 NOT_FAST = "--root-builder is for the direct engine, and knows {}"
@@ -61,7 +61,6 @@ ENGINES = {
         begins_with="image",
     ),
 }
-FIRMWARE = {"amd64": ("bios", "uefi"), "arm64": ("uefi",)}  # arm64 has never had a BIOS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,17 +70,6 @@ class LayerPlan:
     name: str
     packages: tuple[str, ...]
     steps: tuple[Step, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DiskPlan:
-    """The disk: format, size in bytes, firmware, and what the boot loader passes to the kernel."""
-
-    format: str
-    extension: str
-    size: int
-    firmware: tuple[str, ...]
-    kernel_arguments: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,20 +162,15 @@ def plan(
     known = compat.minor(kubernetes)
     compat.check(kubernetes, containerd)
     minor = minor_of(kubernetes)
+    disk = disk_plan(request, profile, target, engine)
     return BuildPlan(
         id=f"{cell}-bare" if request.bare else f"{cell}-k{minor}",
         cell=cell, engine=engine, engine_reason=reason, profile=profile, target=target,
         kubernetes=kubernetes, kubernetes_minor=minor, known_patch=known.patch, containerd=containerd,
         pause_image=known.pause, sources={} if request.bare else sources,
         layers=_layers(request, profile, target, steps, docker, engine),
-        disk=DiskPlan(
-            format=target.format, extension=target.extension, size=target.size_gib * GIB,
-            firmware=tuple(name for name in target.firmware if name in FIRMWARE[profile.arch]),
-            kernel_arguments=(
-                *profile.kernel_arguments, *target.kernel_arguments, *(f"console={name}" for name in target.consoles)
-            ),
-        ),
-        settings=_settings(profile, target, known.pause, minor), request=request,
+        disk=disk,
+        settings=_settings(profile, target, known.pause, minor) | {"IB_INITRAMFS": disk.initramfs}, request=request,
     )  # fmt: skip
 
 

@@ -209,6 +209,11 @@ class ProfileData(Strict):
     kernel_arguments: Strings = Field(default=(), description="Kernel arguments, before the target's.")
     masked_generators: Strings = Field(default=(), description="Unit generators that must never run on a node.")
     masked_services: Strings = Field(default=(), description="Services that cost time at boot for nothing.")
+    initramfs: Literal["small", "stock"] = Field(
+        default="stock",
+        description="Of disks that the direct engine makes: one of our own with the target's drivers alone, or the"
+        " distribution's.",
+    )
     hold: Strings = Field(description="Packages that are never upgraded on a node; those installed are held.")
 
 

@@ -110,7 +110,7 @@ def boot(family: str) -> Files:
     return {
         **menus,
         f"/boot/vmlinuz-{kernel}": file(bytes(0x202) + b"HdrS"),
-        initramfs: file("\x28\xb5\x2f\xfd"),
+        initramfs: file(b"\x28\xb5\x2f\xfd" + bytes(60)),
         f"{modules}/modules.dep": file("".join(f"kernel/{name}.ko.xz: kernel/x.ko.xz\n" for name in found)),
         f"{modules}/modules.builtin": file("kernel/fs/ext4/ext4.ko\n"),
     }  # fmt: skip

@@ -159,6 +159,8 @@ MUTANTS = (
            change=lambda tree: {"/boot/vmlinuz-9.9.9": file(bytes(0x202) + b"HdrS"),
                                 "/usr/lib/modules/9.9.9/modules.dep": file(
                                     "".join(f"kernel/{name}.ko: \n" for name in ("overlay", "br_netfilter", "nft_compat", "ip_set")))}),
+    Mutant(check="kernel-files", what="initramfs of zeros", said="is none: no archive begins with 000000000000",
+           change=lambda tree: {_there(tree, "/boot/initr*-*")[0]: file(bytes(64))}),
     Mutant(check="kernel-files", what="kernel is no kernel", said="is no kernel", change=edit("/boot/vmlinuz-*", "HdrS", "HdrX")),
     Mutant(check="boot-menu", what="root by device", said="name of a device",
            change=edit(MENU, "root=UUID=[0-9a-f-]+", "root=/dev/vda3"), family="debian"),

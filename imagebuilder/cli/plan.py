@@ -12,8 +12,9 @@ from imagebuilder.cli.output import json_option, print_json, size, table
 from imagebuilder.cli.request import request_options
 
 if TYPE_CHECKING:
+    from imagebuilder.diskplan import DiskPlan
     from imagebuilder.model import BuildRequest
-    from imagebuilder.plan import BuildPlan, DiskPlan, LayerPlan
+    from imagebuilder.plan import BuildPlan, LayerPlan
 
 WIDTH = 110  # columns of the lists of packages
 
@@ -48,6 +49,7 @@ def render(plan: BuildPlan) -> Iterator[str]:
         ("pause image", plan.pause_image),
         ("disk", f"{_format(disk)}, {size(disk.size)}, boots with {' and '.join(disk.firmware)}"),
         ("kernel", " ".join(disk.kernel_arguments) or "no arguments"),
+        ("initramfs", f"{disk.initramfs}{': ' if disk.drivers else ''}{' '.join(disk.drivers)}"),
     ]
     if plan.engine == "packer" and plan.source_image:
         words = (f"{name} {value}" for name, value in plan.source_image if value not in ("", False))

@@ -37,6 +37,7 @@ class Wishes:
     image: tuple[str, ...] = ()
     bare: bool = False
     root_builder: str = "mmdebstrap"
+    initramfs: str | None = None
     source: Pairs = ()
     mirror: Pairs = ()
     file: Path | None = None
@@ -67,6 +68,11 @@ OPTIONS = (
     click.option(
         "--root-builder", type=click.Choice(["mmdebstrap", "fast"]), default="mmdebstrap", show_default=True,
         help="What the direct engine makes the base layer with: fast unpacks all packages at once.",
+    ),
+    click.option(
+        "--initramfs", type=click.Choice(["small", "stock"]), default=None,
+        help="Of the direct engine's disks: with the target's drivers alone, or the distribution's."
+        "  [default: the profile's]",
     ),
     click.option("--package", multiple=True, metavar="NAME", help="One more package of the distribution; repeatable."),
     click.option("--overlay", multiple=True, metavar="DIR", type=_path(),
@@ -139,6 +145,7 @@ def make_request(wishes: Wishes, folder: Path, *, every: bool = False) -> BuildR
         scripts=_joined(config.script, (folder / path for path in wishes.script)),
         trust=_joined(config.trust, (folder / path for path in wishes.trust)),
         images=_joined(config.image, images), bare=wishes.bare, root_builder=wishes.root_builder,
+        initramfs=wishes.initramfs or "",
         sources={**config.source, **sources}, mirrors=mirrors,
         keys={key: mirror.key.upper() for key, mirror in config.mirror.items() if mirror.key and key not in typed},
     )  # fmt: skip

@@ -22,7 +22,7 @@ from imagebuilder.process import Runner
 
 SCRIPT = Path(__file__).with_name("write-disk.sh")
 VOLUMES = {"containerd": "/var/lib/containerd"}  # where an overlay cannot be: containerd makes overlays of its own
-VERSION = 2  # of what is planned here; part of an artifact's id, not of a layer's: raise it when disks change
+VERSION = 3  # of what is planned here; part of an artifact's id, not of a layer's: raise it when disks change
 SERIAL = "serial --unit=0 --speed=115200\nterminal_input serial console\nterminal_output serial console\n"
 
 
@@ -36,6 +36,7 @@ class DiskSpec:
         kernel_arguments: without root=.
         vendor: name of the distribution's folder on the EFI system partition.
         epoch: the time of everything that is written here, in seconds since 1970.
+        drivers: of the small initramfs, which is made where the root tree has none; empty where it must have one.
     """
 
     size: int
@@ -45,6 +46,7 @@ class DiskSpec:
     kernel_arguments: tuple[str, ...]
     vendor: str
     epoch: int
+    drivers: tuple[str, ...] = ()
 
 
 def write_disk(
@@ -63,25 +65,29 @@ def write_disk(
     Raises:
         CommandError: a program failed.
         HostError: the disk of this host is full.
-        ArtifactError: the root tree has no kernel, or more than one, or does not fit.
+        ArtifactError: the root tree has no kernel, or more than one, or no initramfs can be made for it, or it does
+            not fit.
     """
     layout = gpt.layout(spec.size, spec.seed, arch=spec.arch)
     upper = work / "upper"
     upper.mkdir()
-    write_boot_files(upper, spec, layout, find_kernel(layers))
     with ThreadPoolExecutor(1, thread_name_prefix="ext4") as pool:  # while the boot loaders are made
-        root = pool.submit(_root_pieces, spec, layers, upper, layout)
+        root = pool.submit(_root_pieces, spec, layers, tools, upper, layout)
         with full_disk_named(work):
             out = _make_boot_loaders(spec, layout, tools, work, runner, log)
         pieces = [*_boot_pieces(spec, layout, out), *shifted(root.result(), layout.root.offset)]
     return VirtualDisk(spec.size, pieces)
 
 
-def _root_pieces(spec: DiskSpec, layers: Sequence[Layer], upper: Path, layout: gpt.Layout) -> list[Piece]:
+def _root_pieces(
+    spec: DiskSpec, layers: Sequence[Layer], tools: Sequence[Layer], upper: Path, layout: gpt.Layout
+) -> list[Piece]:
     from imagebuilder.direct.ext4.layout import lay_out
     from imagebuilder.direct.ext4.superblock import Identity
     from imagebuilder.direct.tree import merge
 
+    kernel = find_kernel(layers)
+    write_boot_files(upper, spec, layout, kernel, own_initramfs(spec, layers, tools, kernel))
     tree = merge([upper, *(layer.root for layer in reversed(layers))], volumes(layers[-1]))
     return lay_out(tree, layout.root.size, Identity(uuid=layout.root_uuid, label="root", epoch=spec.epoch))
 
@@ -134,18 +140,33 @@ def find_kernel(layers: Sequence[Layer]) -> str:
     if len(names) != 1:
         found = ", ".join(sorted(names)) or "none"
         raise ArtifactError(f"the root tree must have one kernel; found: {found}", hint="check the kernel packages")
-    version = names.pop().removeprefix("vmlinuz-")
-    if not any((layer.root / "boot" / f"initrd.img-{version}").is_file() for layer in layers):
-        raise ArtifactError(f"kernel {version} has no initramfs", hint="check the step base/90-initramfs")
-    return version
+    return names.pop().removeprefix("vmlinuz-")
 
 
-def write_boot_files(root: Path, spec: DiskSpec, layout: gpt.Layout, kernel: str) -> None:
-    """Write what names this disk's identifiers: ``/etc/fstab`` and ``/boot/grub/grub.cfg``."""
-    texts = {"etc/fstab": fstab(layout), "boot/grub/grub.cfg": grub_cfg(layout, kernel, spec.kernel_arguments)}
-    for name, text in texts.items():
+def own_initramfs(spec: DiskSpec, layers: Sequence[Layer], tools: Sequence[Layer], kernel: str) -> bytes:
+    """Return the small initramfs; nothing where the root tree has one, for instance of a script of the site's.
+
+    Raises:
+        ArtifactError: the root tree has none, and none can be made.
+    """
+    if any((layer.root / "boot" / f"initrd.img-{kernel}").is_file() for layer in layers):
+        return b""
+    if not spec.drivers:
+        raise ArtifactError(f"kernel {kernel} has no initramfs", hint="check the step base/90-initramfs")
+    from imagebuilder.direct.initramfs import small_initramfs
+
+    return small_initramfs(layers, tools, kernel, spec.drivers, spec.epoch)
+
+
+def write_boot_files(root: Path, spec: DiskSpec, layout: gpt.Layout, kernel: str, initramfs: bytes = b"") -> None:
+    """Write what names this disk's identifiers, ``/etc/fstab`` and ``/boot/grub/grub.cfg``; the initramfs, if any."""
+    grub = grub_cfg(layout, kernel, spec.kernel_arguments)
+    files = {"etc/fstab": fstab(layout).encode(), "boot/grub/grub.cfg": grub.encode()}
+    if initramfs:
+        files[f"boot/initrd.img-{kernel}"] = initramfs
+    for name, data in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
+        (root / name).write_bytes(data)
         (root / name).chmod(0o644)
     (root / "boot/efi").mkdir()
     for path in [root, *root.rglob("*")]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from imagebuilder import __version__, resources
 from imagebuilder.errors import DataError, UsageError
 from imagebuilder.packer.hcl import format_hcl, quote
-from imagebuilder.plan import GIB, BuildPlan, LayerPlan, used_files
+from imagebuilder.plan import BuildPlan, LayerPlan, used_files
 from imagebuilder.recipe_env import environment, layer_environment, repositories
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def _packages(plan: BuildPlan, supplies: Supplies) -> dict[str, tuple[str, tuple
 def _values(plan: BuildPlan, supplies: Supplies, image: Any, declared: list[dict[str, str]]) -> dict[str, str | int]:
     """Return the values of the variables that the cell decides, for those that are declared."""
     known: dict[str, str | int] = {
-        "build_name": plan.id, "disk_size_gib": plan.disk.size // GIB, "ssh_username": image.ssh_user,
+        "build_name": plan.id, "disk_size_gib": plan.disk.size_gib, "ssh_username": image.ssh_user,
         "output_directory": "output",
     }  # fmt: skip
     if url := getattr(image, "url", ""):

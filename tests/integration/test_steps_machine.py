@@ -139,7 +139,7 @@ def test_what_is_left_on_the_red_hat_family(redhat: FakeRoot, keys: tuple[Key, K
 
 
 def test_every_driver_is_dracuts_own_choice(redhat: FakeRoot) -> None:
-    redhat.shell("initramfs_build most")
+    redhat.shell("initramfs_setup most && initramfs_build")
     assert (redhat.path / "etc/dracut.conf.d/90-imagebuilder.conf").read_text() == 'hostonly="no"\ncompress="zstd"\n'
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shlex
@@ -15,7 +16,7 @@ from imagebuilder import bake
 from imagebuilder.bake import LOGS_KEPT, new_file, new_log, publish, stamp_of, unchanged
 from imagebuilder.content import sha256_bytes, sha256_file
 from imagebuilder.direct import gpt
-from imagebuilder.direct.disk import DiskSpec, find_kernel, fstab, grub_cfg, volumes, write_boot_files
+from imagebuilder.direct.disk import DiskSpec, find_kernel, fstab, grub_cfg, own_initramfs, volumes, write_boot_files
 from imagebuilder.direct.layers import Layer
 from imagebuilder.errors import ArtifactError
 
@@ -100,15 +101,32 @@ def test_the_kernel_is_found_in_whatever_layer_it_is(tmp_path: Path) -> None:
     [
         pytest.param([("config-6.1",)], "one kernel; found: none", id="none"),
         pytest.param([("vmlinuz-6.1",), ("vmlinuz-6.12",)], "found: vmlinuz-6.1, vmlinuz-6.12", id="two"),
-        pytest.param([("vmlinuz-6.1", "initrd.img-6.12")], "kernel 6.1 has no initramfs", id="no initramfs"),
     ],
 )
-def test_a_tree_without_exactly_one_bootable_kernel_is_refused(
+def test_a_tree_without_exactly_one_kernel_is_refused(
     tmp_path: Path, files: list[tuple[str, ...]], message: str
 ) -> None:
     with pytest.raises(ArtifactError, match=message) as caught:
         find_kernel(make_layers(tmp_path, *files))
     assert caught.value.hint
+
+
+def test_a_tree_without_the_initramfs_that_it_must_have_is_refused(tmp_path: Path) -> None:
+    stack = make_layers(tmp_path, ("vmlinuz-6.1", "initrd.img-6.12"))
+    with pytest.raises(ArtifactError, match=r"kernel 6\.1 has no initramfs") as caught:
+        own_initramfs(SPEC, stack, [], "6.1")
+    assert caught.value.hint
+
+
+def test_an_initramfs_that_is_in_the_tree_stays(tmp_path: Path) -> None:
+    stack = make_layers(tmp_path, ("vmlinuz-6.1",), ("initrd.img-6.1",))
+    assert own_initramfs(dataclasses.replace(SPEC, drivers=("virtio_blk",)), stack, [], "6.1") == b""
+
+
+def test_the_initramfs_is_put_beside_the_kernel(tmp_path: Path) -> None:
+    write_boot_files(tmp_path, SPEC, LAYOUT, "6.1", b"initramfs")
+    path = tmp_path / "boot/initrd.img-6.1"
+    assert (path.read_bytes(), path.stat().st_mode & 0o777, path.stat().st_mtime) == (b"initramfs", 0o644, SPEC.epoch)
 
 
 def test_volumes_are_put_where_they_belong(tmp_path: Path) -> None:

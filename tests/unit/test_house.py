@@ -20,7 +20,7 @@ LEVELS = (
     {"verify"},  # boots the artifact with a data package made for it
     {"direct", "packer", "publish", "datapackage", "pki"},
     {"vm"},
-    {"cells", "plan", "recipe_env", "repositories", "resolve", "fetch", "lockfile", "locked"},
+    {"cells", "diskplan", "plan", "recipe_env", "repositories", "resolve", "fetch", "lockfile", "locked"},
     {"profile_data", "profiles", "targets", "steps", "images", "compat", "config", "strict", "sources"},
     {"process", "events", "resources", "content", "gzips"},
     {"model", "errors", "__init__"},

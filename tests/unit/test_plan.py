@@ -272,7 +272,7 @@ def test_who_cannot_make_the_base_layer_is_told(changes: Any) -> None:
         wanted(**changes)
 
 
-def test_a_bare_image_shares_its_base_and_has_neither_runtime_nor_kubernetes() -> None:
+def test_a_bare_image_has_the_base_of_a_node_and_neither_runtime_nor_kubernetes() -> None:
     bare, whole = wanted(bare=True, packages=("tmux",)), wanted()
     assert bare.id == "debian-13-amd64-qemu-bare"
     assert [layer.name for layer in bare.layers] == ["base", "site"]
@@ -280,6 +280,30 @@ def test_a_bare_image_shares_its_base_and_has_neither_runtime_nor_kubernetes() -
     assert bare.layer("site").packages == ("tmux", "cloud-init", "sudo")
     assert bare.sources == {}
     assert bare.layer("kubernetes").steps == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "small"),
+    [
+        pytest.param({}, True, id="a-node"),
+        pytest.param({"release": "12"}, True, id="of-the-release-before"),
+        pytest.param({"initramfs": "small"}, True, id="asked-for"),
+        pytest.param({"initramfs": "stock"}, False, id="not-wanted"),
+        pytest.param({"bare": True}, False, id="bare"),
+        pytest.param({"engine": "packer"}, False, id="made-by-packer"),
+        pytest.param({"target": "raw"}, False, id="any-hardware"),
+    ],
+)
+def test_who_gets_the_small_initramfs(changes: Any, small: bool) -> None:
+    made = wanted(**changes)
+    assert made.settings["IB_INITRAMFS"] == ("small" if small else "stock")
+    assert made.disk.drivers == (made.target.initramfs_modules if small else ())
+
+
+@pytest.mark.parametrize("changes", [{"bare": True}, {"engine": "packer"}, {"target": "raw"}], ids=str)
+def test_who_cannot_have_the_small_initramfs_is_told(changes: Any) -> None:
+    with pytest.raises(UsageError, match="--initramfs small is for nodes that the direct engine makes"):
+        wanted(initramfs="small", **changes)
 
 
 @pytest.mark.parametrize("changes", [{"engine": "packer"}, {"images": ("nginx",)}, {"os": "centos"}], ids=str)

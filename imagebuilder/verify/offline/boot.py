@@ -23,6 +23,18 @@ SWAP_FILES = ("/swapfile", "/swap.img", "/swap", "/var/swap", "/.swapfile")
 _CORE = 31 << 10  # bytes: GRUB's core with ext4 and GPT is larger than what fits behind an MBR
 _LOADER_LIMIT = 16 << 20
 _PE = b"MZ"
+# cpio as it is, or packed with zstd, gzip, xz, lz4, lzma, bzip2 or lzo: what the kernel's lib/decompress.c knows.
+_ARCHIVES = (
+    b"070701",
+    b"\x28\xb5\x2f\xfd",
+    b"\x1f\x8b",
+    b"\xfd7zXZ",
+    b"\x02\x21\x4c\x18",
+    b"\x5d\0\0",
+    b"BZh",
+    b"\x89LZO",
+)
+_MAGIC_BYTES = 6
 _X86_MAGIC = (0x202, b"HdrS")
 _CGROUP_V1 = re.compile(
     r"systemd\.(unified_cgroup_hierarchy=(0|no|false)|legacy_systemd_cgroup_controller\b.*)|cgroup_no_v2=.*"
@@ -102,8 +114,11 @@ def kernel_files(image: Image) -> Found:
         if not start or (image.subject.arch == "amd64" and start[at:] != magic):
             yield f"/boot/vmlinuz-{version} is no kernel"
         initramfs = (f"/boot/initrd.img-{version}", f"/boot/initramfs-{version}.img")
-        if not any(read_start(image.root, path, 1) for path in initramfs):
+        starts = [start for path in initramfs if (start := read_start(image.root, path, _MAGIC_BYTES))]
+        if not starts:
             yield f"the kernel {version} has no initramfs: neither {' nor '.join(initramfs)}"
+        elif not starts[0].startswith(_ARCHIVES):
+            yield f"the initramfs of the kernel {version} is none: no archive begins with {starts[0].hex()}"
         if not text(image.root, f"/lib/modules/{version}/modules.dep"):
             yield f"the kernel {version} has no /lib/modules/{version}/modules.dep"
 
@@ -208,7 +223,7 @@ CHECKS = (
     ),
     OfflineCheck(
         id="kernel-files",
-        proves="There is a kernel, and each has its initramfs and its modules.",
+        proves="There is a kernel, and each has its modules and its initramfs, which is one.",
         why="A kernel that was removed or replaced halfway boots to a panic, on the first reboot of a node.",
         link="https://www.kernel.org/doc/html/latest/admin-guide/initrd.html",
         fix="Install the kernel package again, then update-initramfs -c -k VERSION or dracut --kver VERSION.",

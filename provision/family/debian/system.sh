@@ -1,8 +1,8 @@
 # shellcheck shell=sh
 # What else is particular to the Debian family (Debian, Ubuntu): services, network, boot.
 
-# initramfs_build MODULES...: writes the driver list ("most" for every driver) and makes the initramfs once per kernel.
-initramfs_build() {
+# initramfs_setup MODULES...: writes the driver list ("most" for every driver) of every initramfs that is made from now on.
+initramfs_setup() {
     if [ "$1" = most ]; then
         printf 'MODULES=most\n'
     else
@@ -12,6 +12,10 @@ initramfs_build() {
     if [ "$1" != most ]; then
         printf '%s\n' "$@" | put /etc/initramfs-tools/modules
     fi
+}
+
+# initramfs_build: makes the initramfs once per kernel.
+initramfs_build() {
     for kernel in /lib/modules/*; do
         kernel=${kernel##*/}
         [ -e "/boot/vmlinuz-$kernel" ] || die "kernel modules $kernel have no /boot/vmlinuz-$kernel"

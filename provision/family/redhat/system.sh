@@ -1,9 +1,9 @@
 # shellcheck shell=sh
 # What else is particular to the Red Hat family: services, network, boot, SELinux.
 
-# initramfs_build MODULES...: makes the initramfs once per kernel, for any machine, with drivers added ("most": all).
+# initramfs_setup MODULES...: has every initramfs from now on made for any machine, with drivers added ("most": all).
 # dracut has no strict list that is safe with every layout of the root (LVM, XFS, btrfs): its generic choice stays.
-initramfs_build() {
+initramfs_setup() {
     want_tool zstd
     added=""
     kernel=$(kernel_newest)
@@ -14,6 +14,10 @@ initramfs_build() {
     fi
     printf 'hostonly="no"\ncompress="zstd"\n%s' "${added:+add_drivers+=\"$added \"
 }" | put /etc/dracut.conf.d/90-imagebuilder.conf
+}
+
+# initramfs_build: makes the initramfs once per kernel.
+initramfs_build() {
     for kernel in /lib/modules/*; do
         kernel=${kernel##*/}
         [ -e "/boot/vmlinuz-$kernel" ] || die "kernel modules $kernel have no /boot/vmlinuz-$kernel"
