@@ -44,6 +44,7 @@ SCRIPTS = [
     *sorted(resources.folder("provision").parent.glob("scripts/*.sh")),
     Path(process.__file__).parent / "direct/sandbox.sh",
     Path(process.__file__).parent / "direct/write-disk.sh",
+    Path(process.__file__).parent / "direct/initramfs.sh",
 ]
 REWRITTEN = {  # with the same content
     "base/90-initramfs.sh": {f"root/boot/init{name}" for system in SYSTEMS.values() for kernel in system.kernels
@@ -102,6 +103,14 @@ def test_a_step_that_runs_again_changes_nothing(
     assert [name for name in changed if before[name][-1] != after[name][-1]] == []
     assert [call for call in root.calls() if call.startswith(CHANGING)] == []
     assert not any(call.startswith("refuse") for call in first)
+
+
+@root_only
+def test_where_the_engine_makes_the_initramfs_the_step_only_says_what_later_ones_have(root: FakeRoot) -> None:
+    root.run("/bin/sh", "/provision/run-steps.sh", "base/90-initramfs.sh", env={"IB_INITRAMFS": "small"})
+    assert (root.path / "etc/initramfs-tools/modules").read_text() == "virtio_blk\next4\n"
+    assert not list(root.path.glob("boot/initrd.img-*"))
+    assert not [call for call in root.calls() if call.startswith("update-initramfs")]
 
 
 @root_only
