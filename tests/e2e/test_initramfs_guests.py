@@ -36,7 +36,6 @@ pytestmark = [pytest.mark.bake, pytest.mark.boot, pytest.mark.timeout(3600), nee
 ROOT_UUID, EPOCH, SIZE = uuid.UUID("0c6b2a7e-7f43-4ce5-9d14-3a3f4b5c6d7e"), 1_700_000_000, 16 << 20
 RUNNER = RealRunner()
 Q35, I440FX = "q35", "pc"
-DISK = ("-drive", "if=none,id=disk,file={disk},format=raw,snapshot=on")
 SCSI = ("-device", "scsi-hd,drive=disk")
 DEVICES = {
     "virtio-blk": (Q35, "-device", "virtio-blk-pci,drive=disk"),
@@ -136,7 +135,7 @@ class Guest:
     def boot(self, drivers: Sequence[str], *device: str, words: str, typed: bytes = b"") -> list[str]:
         (self.folder / "initrd").write_bytes(self.stack.initramfs(drivers))
         machine, *devices = device or (Q35,)
-        disk = [word.format(disk=self.disk()) for word in DISK] if any("drive=disk" in word for word in devices) else []
+        disk = ["-drive", f"if=none,id=disk,file={self.disk()},format=raw,snapshot=on"] if devices else []
         line = f"root=UUID={ROOT_UUID} ro console=ttyS0 {words}"
         argv = [
             QEMU, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-machine", machine,
