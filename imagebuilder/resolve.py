@@ -26,10 +26,8 @@ from imagebuilder.process import Runner
 from imagebuilder.recipe_env import REPOSITORY_OF
 from imagebuilder.repositories import Repositories
 from imagebuilder.sources import apt, gomodules
-from imagebuilder.sources.binaries import Binaries
 from imagebuilder.sources.download import Downloader
 from imagebuilder.sources.references import parse as parse_reference
-from imagebuilder.sources.registry import Registry
 
 MAX_AGE = 6 * 3600.0  # seconds that an answer is good for: Debian's archive is updated four times a day
 LAYER_OF = {"docker": "runtime", "cni": "runtime", "kubernetes": "kubernetes", "crictl": "kubernetes"}
@@ -324,6 +322,8 @@ class _Asking:
         return Taken(kind=kind, version=version)
 
     def _ask_binaries(self, programs: Sequence[str]) -> Taken:
+        from imagebuilder.sources.binaries import Binaries  # as below: an answer that is known does not wait for it
+
         base = self._plan.request.mirrors.get("binaries", "")
         place = Binaries(self._with.downloader, **({"base": base} if base else {}))
         asked = self._plan.kubernetes
@@ -347,6 +347,8 @@ class _Asking:
             if kind == "compose" and data and data.compose:
                 return LockedImage(reference=reference, kind=kind, source=request.text, packages=data.compose.packages)
             try:
+                from imagebuilder.sources.registry import Registry
+
                 registry = Registry(self._with.downloader, mirrors=self._plan.request.mirrors)
                 found = registry.resolve_reference(reference, self._plan.cell.arch)
                 return LockedImage(reference=reference, kind="registry", source=found.reference)

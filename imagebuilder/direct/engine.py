@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from imagebuilder.content import content_id, write_atomic
 from imagebuilder.direct.bootstrap import DPKG_OPTIONS, bootstrap
 from imagebuilder.direct.disk import VOLUMES
 from imagebuilder.direct.fastroot import fast_root
+from imagebuilder.direct.layerjob import LayerJob
 from imagebuilder.direct.layers import Layer, LayerStore, full_disk_named
 from imagebuilder.direct.sandbox import INSIDE, Bind, Mount, Overlay, Tmpfs, command
 from imagebuilder.errors import CacheError, CommandError, DeadlineError, StepError
@@ -27,34 +28,6 @@ APT::Sandbox::User "root";
 APT::Install-Recommends "false";
 Acquire::Languages "none";
 """
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LayerJob:
-    """All that one layer is built from.
-
-    Attributes:
-        id: its content id.
-        packages: exact packages that it adds, as found in ``repository``.
-        installed: every package of the tree with its version, once the layer is complete.
-        steps: paths below ``provision/steps``.
-        env: environment of the steps.
-        binds: files and folders that the steps see.
-        texts: files of the tree that are written before the steps run, by their absolute path.
-        info: plain data for ``layer.json``.
-        fast: unpack the lowest layer all at once, not with mmdebstrap.
-    """
-
-    name: str
-    id: str
-    packages: tuple[LockedPackage, ...]
-    installed: Mapping[str, str]
-    steps: tuple[str, ...]
-    env: Mapping[str, str]
-    binds: tuple[Bind, ...]
-    texts: Mapping[str, str]
-    info: Mapping[str, object]
-    fast: bool = False
 
 
 MakeRepository = Callable[[Sequence[LockedPackage], Path, Stage], Path]

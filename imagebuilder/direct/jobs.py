@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from imagebuilder import resources
 from imagebuilder.content import content_id, sha256_bytes, sha256_file
-from imagebuilder.direct.engine import LayerJob
+from imagebuilder.direct.layerjob import LayerJob
 from imagebuilder.direct.sandbox import INSIDE, Bind
 from imagebuilder.errors import UsageError
 from imagebuilder.fetch import Materials

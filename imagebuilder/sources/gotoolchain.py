@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from imagebuilder import process, resources
 from imagebuilder.content import content_id, fsync_directory
@@ -33,6 +34,10 @@ class Toolchain:
 
     path: Path
     version: str
+
+
+# What each runner was told: three components ask for the same program.
+_ANSWERS: WeakKeyDictionary[Runner, dict[tuple[Path, int, int, int], Toolchain]] = WeakKeyDictionary()
 
 
 def toolchain(
@@ -82,7 +87,19 @@ def _numbers(version: str) -> tuple[int, int, int]:
 
 
 def _ask(runner: Runner, go: Path) -> Toolchain | None:
-    """Return the toolchain of a ``go`` program, or None when it does not work."""
+    """Return the toolchain of a ``go`` program, or None when it does not work; the same file is asked once."""
+    try:
+        stat = go.stat()
+    except OSError:
+        return _answer(runner, go)
+    known = _ANSWERS.setdefault(runner, {})
+    key = (go, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    if key not in known and (found := _answer(runner, go)):
+        known[key] = found
+    return known.get(key)
+
+
+def _answer(runner: Runner, go: Path) -> Toolchain | None:
     try:
         answer = runner.run([go, "env", "GOVERSION"], env={"GOTOOLCHAIN": "local"}, capture=True, timeout=60)
     except (CommandError, ToolMissingError, OSError):

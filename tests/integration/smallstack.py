@@ -18,7 +18,8 @@ from typing import Any
 from imagebuilder import process
 from imagebuilder.content import canonical_json, content_id, write_atomic
 from imagebuilder.direct.disk import DiskSpec, write_disk
-from imagebuilder.direct.engine import DirectEngine, LayerJob
+from imagebuilder.direct.engine import DirectEngine
+from imagebuilder.direct.layerjob import LayerJob
 from imagebuilder.direct.layers import Layer, LayerStore
 from imagebuilder.direct.virtual import materialize
 from imagebuilder.events import Event, Progress, Stage

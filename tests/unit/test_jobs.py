@@ -13,8 +13,8 @@ import pytest
 
 from imagebuilder import resources
 from imagebuilder.cells import plan_request
-from imagebuilder.direct.engine import LayerJob
 from imagebuilder.direct.jobs import folder_digest, installed_packages, layer_jobs, site_inputs
+from imagebuilder.direct.layerjob import LayerJob
 from imagebuilder.direct.sandbox import INSIDE, command
 from imagebuilder.errors import UsageError
 from imagebuilder.fetch import Archive, Materials
