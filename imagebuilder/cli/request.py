@@ -36,7 +36,7 @@ class Wishes:
     trust: tuple[Path, ...] = ()
     image: tuple[str, ...] = ()
     bare: bool = False
-    root_builder: str = "mmdebstrap"
+    root_builder: str = "fast"
     source: Pairs = ()
     mirror: Pairs = ()
     file: Path | None = None
@@ -65,8 +65,9 @@ OPTIONS = (
     click.option("--engine", default="auto", metavar="NAME", show_default=True,
                  help="What builds it: auto, direct or packer."),
     click.option(
-        "--root-builder", type=click.Choice(["mmdebstrap", "fast"]), default="mmdebstrap", show_default=True,
-        help="What the direct engine makes the base layer with: fast unpacks all packages at once.",
+        "--root-builder", type=click.Choice(["fast", "mmdebstrap"]), default="fast", show_default=True,
+        help="What the direct engine makes the base layer with: fast unpacks all packages at once,"
+        " mmdebstrap one after the other.",
     ),
     click.option("--package", multiple=True, metavar="NAME", help="One more package of the distribution; repeatable."),
     click.option("--overlay", multiple=True, metavar="DIR", type=_path(),

@@ -35,6 +35,7 @@ def layer_jobs(plan: BuildPlan, lock: Lock, materials: Materials, provision: Pat
     fast = plan.request.root_builder == "fast"
     own: dict[str, dict[str, Any]] = {
         # The same files as mmdebstrap's, but not the same bytes: numbers of users, and files that scripts write.
+        # Layers that mmdebstrap made are older than the choice: theirs is the id that does not name it.
         "base": {"root_builder": "fast"} if fast else {},
         "kubernetes": {"agent": sha256_file(resources.agent())},
         "site": site_inputs(plan),

@@ -22,7 +22,7 @@ class LayerJob:
         binds: files and folders that the steps see.
         texts: files of the tree that are written before the steps run, by their absolute path.
         info: plain data for ``layer.json``.
-        fast: unpack the lowest layer all at once, not with mmdebstrap.
+        fast: make the lowest layer with :mod:`imagebuilder.direct.fastroot`, not with mmdebstrap.
     """
 
     name: str
@@ -34,4 +34,4 @@ class LayerJob:
     binds: tuple[Bind, ...]
     texts: Mapping[str, str]
     info: Mapping[str, object]
-    fast: bool = False
+    fast: bool = True
