@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from weakref import WeakKeyDictionary
 
 from imagebuilder import process, resources
 from imagebuilder.content import content_id, fsync_directory
@@ -36,8 +35,9 @@ class Toolchain:
     version: str
 
 
-# What each runner was told: three components ask for the same program.
-_ANSWERS: WeakKeyDictionary[Runner, dict[tuple[Path, int, int, int], Toolchain]] = WeakKeyDictionary()
+# What a runner was told, by its identity: three components ask for the same program. It is kept, so that no other
+# runner gets its identity.
+_ANSWERS: dict[int, tuple[Runner, dict[tuple[Path, int, int, int], Toolchain]]] = {}
 
 
 def toolchain(
@@ -92,7 +92,7 @@ def _ask(runner: Runner, go: Path) -> Toolchain | None:
         stat = go.stat()
     except OSError:
         return _answer(runner, go)
-    known = _ANSWERS.setdefault(runner, {})
+    _, known = _ANSWERS.setdefault(id(runner), (runner, {}))
     key = (go, stat.st_ino, stat.st_size, stat.st_mtime_ns)
     if key not in known and (found := _answer(runner, go)):
         known[key] = found
