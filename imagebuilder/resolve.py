@@ -372,13 +372,15 @@ class _Asking:
         roots["tools"] = (*roots["base"], *profile.packages.tools)
         # A layer that asks for nothing new needs no answer of its own; apt takes two seconds for each.
         different = {layer: names for layer, names in roots.items() if names != roots.get(BELOW.get(layer, ""))}
-        with ThreadPoolExecutor(2) as pool:
-            solved = dict(zip(different, pool.map(self._folder.solve, different.values()), strict=True))
         composed = sorted({name for image in images for name in image.packages})
+        with ThreadPoolExecutor(2) as pool:
+            running = {layer: pool.submit(self._folder.solve, names) for layer, names in different.items()}
+            found = pool.submit(self._folder.find, composed) if composed else None
+            solved = {layer: future.result() for layer, future in running.items()}
         for layer in ("runtime", "kubernetes", "site"):
             solved.setdefault(layer, solved[BELOW[layer]])
         packages = apt.by_layer(solved, BELOW)
-        packages["images"] = self._folder.find(composed) if composed else ()
+        packages["images"] = found.result() if found else ()
         return packages
 
 
