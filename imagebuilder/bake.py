@@ -140,8 +140,7 @@ def _bake(
         store=store, runner=runner, progress=progress, provision=resources.folder("provision"),
         suite=plan.profile.suite, arch=plan.cell.arch, log=log, make_repository=repository,
     )  # fmt: skip
-    layers = engine.build(jobs)
-    tools = engine.tools(layers[0], lock.packages["tools"])
+    layers, tools = engine.build_all(jobs, lock.packages["tools"])
     store.sync()
     # 3. the disk and the artifact
     artifact = folder / f"{plan.id}.{plan.disk.extension}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,15 +54,32 @@ class DirectEngine:
     log: Path
     make_repository: MakeRepository = field(repr=False)
 
-    def build(self, jobs: Sequence[LayerJob]) -> list[Layer]:
+    def build_all(
+        self, jobs: Sequence[LayerJob], tools: Sequence[LockedPackage]
+    ) -> tuple[list[Layer], list[Layer]]:  # fmt: skip
+        """Return the layers of a stack and those of the tools tree, which is made beside all but the lowest of them.
+
+        Raises:
+            StepError, CommandError, HostError: as in :meth:`build`.
+        """
+        base = self.build(jobs[:1])
+        with ThreadPoolExecutor(1, thread_name_prefix="tools") as pool:
+            beside = pool.submit(self.tools, base[0], tools)
+            return self.build(jobs[1:], base), beside.result()
+
+    def build(self, jobs: Sequence[LayerJob], below: Sequence[Layer] = ()) -> list[Layer]:
         """Return the layers of a stack, the lowest first; those that the store has are not built.
+
+        Args:
+            jobs: of the layers that are wanted.
+            below: layers that they stand on.
 
         Raises:
             StepError: a step failed; the layer is not kept.
             CommandError: bootstrapping failed.
             HostError: the disk is full.
         """
-        layers: list[Layer] = []
+        layers = list(below)
         for job in jobs:
             with self.progress.stage(f"layer:{job.name}", f"Layer {job.name}") as stage:
                 found = self.store.use(job.id, stage.note)
