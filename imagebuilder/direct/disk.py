@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SCRIPT = Path(__file__).with_name("write-disk.sh")
 VOLUMES = {"containerd": "/var/lib/containerd"}  # where an overlay cannot be: containerd makes overlays of its own
-VERSION = 2  # of what is planned here; part of an artifact's id, not of a layer's: raise it when disks change
+VERSION = 3  # of what is planned here; part of an artifact's id, not of a layer's: raise it when disks change
 SERIAL = "serial --unit=0 --speed=115200\nterminal_input serial console\nterminal_output serial console\n"
 
 
@@ -79,7 +79,7 @@ def write_disk(
         with full_disk_named(work):
             out = _make_boot_loaders(spec, layout, tools, work, runner, log)
         pieces = [*_boot_pieces(spec, layout, out), *shifted(root.result(), layout.root.offset)]
-    return VirtualDisk(spec.size, pieces)
+    return VirtualDisk(spec.size, pieces, layers)
 
 
 def _root_pieces(spec: DiskSpec, layers: Sequence[Layer], upper: Path, layout: gpt.Layout) -> list[Piece]:

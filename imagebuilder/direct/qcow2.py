@@ -94,7 +94,8 @@ def write_qcow2(
     size = disk_size(disk)
     with content.writing(out) as stream:
         image = _Image(stream, size)
-        pour(disk, image, stream, lambda: _zstd(level), threads=threads, on_progress=on_progress)
+        kind = f"zstd {level} {zstandard.ZSTD_VERSION} {zstandard.backend} {zstandard.__version__}"
+        pour(disk, image, stream, lambda: _zstd(level), threads=threads, on_progress=on_progress, kind=kind)
         image.finish()
 
 
