@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import os
 import struct
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,11 +117,11 @@ def _write(path: Path, batch: range, blobs: Blobs) -> None:
     for part in parts:
         digest.update(part)
     with contextlib.suppress(OSError):
-        descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=".")
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.writelines([digest.digest(), *parts])
-            Path(aside).replace(path)
-        except BaseException:
-            Path(aside).unlink(missing_ok=True)
-            raise
+        # A file without a name (open(2), O_TMPFILE): whatever ends us leaves nothing of it.
+        descriptor = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.writelines([digest.digest(), *parts])
+            stream.flush()
+            path.unlink(missing_ok=True)  # one that is damaged
+            # With a folder's descriptor, which an absolute path does not need, it is linkat(2) and follows the link.
+            os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=descriptor)
