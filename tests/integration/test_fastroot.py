@@ -89,7 +89,7 @@ CASES = {
     "13": Case(release="13"),
     "12": Case(release="12"),
     # Programs that a node has not: other users, services, triggers and questions.
-    "13-web": Case(release="13", names=("apache2", "cron", "rsyslog", "ssl-cert")),
+    "13-web": Case(release="13", names=("apache2", "cron", "rsyslog")),
 }
 
 
