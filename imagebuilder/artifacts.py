@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imagebuilder import __version__
 from imagebuilder.direct.formats import FORMATS, Subject
@@ -12,8 +13,10 @@ from imagebuilder.direct.jobs import installed_packages
 from imagebuilder.direct.sparse import OnProgress
 from imagebuilder.direct.virtual import DiskSource
 from imagebuilder.plan import BuildPlan
-from imagebuilder.publish.boxes import PROVIDERS, BoxSpec, pack_box
 from imagebuilder.resolve import Lock
+
+if TYPE_CHECKING:
+    from imagebuilder.publish.boxes import BoxSpec
 
 BOX = "box"
 
@@ -46,6 +49,8 @@ def packing(plan: BuildPlan, *, kubernetes: str, containerd: str, seed: str, siz
     subject = Subject(name=plan.id, seed=seed)
     if plan.disk.format != BOX:
         return Packing(format=plan.disk.format, subject=subject)
+    from imagebuilder.publish.boxes import BoxSpec
+
     info = {
         "build": plan.id,
         "name": f"{plan.profile.name}-{plan.profile.release}-k{plan.kubernetes_minor}",
@@ -76,6 +81,8 @@ def write_artifact(disk: DiskSource, out: Path, packed: Packing, on_progress: On
     if packed.box is None:
         FORMATS[packed.format].writer(disk, out, on_progress, subject=packed.subject)
         return
+    from imagebuilder.publish.boxes import PROVIDERS, pack_box
+
     provider = PROVIDERS[packed.box.provider]
     with tempfile.TemporaryDirectory(prefix="box-", dir=out.parent) as scratch:
         inner = Path(scratch) / provider.disk

@@ -15,8 +15,8 @@ from imagebuilder import __version__, resources
 from imagebuilder.artifacts import containerd_version, packing, write_artifact
 from imagebuilder.content import at_most, canonical_json, content_id, sha256_bytes, sha256_file, write_atomic
 from imagebuilder.direct.disk import VERSION, DiskSpec, write_disk
-from imagebuilder.direct.engine import DirectEngine, LayerJob
 from imagebuilder.direct.jobs import installed_packages, layer_jobs
+from imagebuilder.direct.layerjob import LayerJob
 from imagebuilder.direct.layers import Layer, LayerStore
 from imagebuilder.direct.sandbox import require_tools
 from imagebuilder.errors import PrivilegeError, UsageError
@@ -26,7 +26,6 @@ from imagebuilder.model import FORMAT_VERSION, LockedPackage, plain
 from imagebuilder.plan import BuildPlan
 from imagebuilder.process import Runner
 from imagebuilder.resolve import Lock, Resolver
-from imagebuilder.sources.debs import make_repository
 
 NEW = ".new"  # name of the artifact beside its place, until it is whole
 LOGS_KEPT = 20  # bakes whose logs stay in the cache
@@ -132,6 +131,9 @@ def _bake(
         return found
 
     # 2. the root tree
+    from imagebuilder.direct.engine import DirectEngine  # which an unchanged artifact does not have to wait for
+    from imagebuilder.sources.debs import make_repository
+
     def repository(packages: Sequence[LockedPackage], out: Path, stage: Stage) -> Path:
         make_repository(packages, fetcher.packages(packages, plan, lock, stage), plan.profile.suite, out, runner)
         return out
@@ -140,8 +142,7 @@ def _bake(
         store=store, runner=runner, progress=progress, provision=resources.folder("provision"),
         suite=plan.profile.suite, arch=plan.cell.arch, log=log, make_repository=repository,
     )  # fmt: skip
-    layers = engine.build(jobs)
-    tools = engine.tools(layers[0], lock.packages["tools"])
+    layers, tools = engine.build_all(jobs, lock.packages["tools"])
     store.sync()
     # 3. the disk and the artifact
     artifact = folder / f"{plan.id}.{plan.disk.extension}"

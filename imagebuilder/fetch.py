@@ -18,13 +18,9 @@ from imagebuilder.plan import FILE_SOURCE, BuildPlan
 from imagebuilder.process import Runner
 from imagebuilder.repositories import archive_of
 from imagebuilder.resolve import Lock, LockedImage, Taken
-from imagebuilder.sources import apt, gomodules, local
-from imagebuilder.sources.archive import inspect_archive
-from imagebuilder.sources.binaries import Binaries
+from imagebuilder.sources import apt, gomodules
 from imagebuilder.sources.debs import check_package, present
 from imagebuilder.sources.download import Downloader
-from imagebuilder.sources.oci import ComposeSpec, compose
-from imagebuilder.sources.registry import Registry
 
 IMAGE_EPOCH = 0  # of composed images: their bytes follow from their content alone
 
@@ -107,8 +103,12 @@ class Fetcher:
     def _payload(self, name: str, taken: Taken, plan: BuildPlan) -> Path | None:
         component, arch = plan.component(name), plan.cell.arch
         if taken.kind.startswith(f"{FILE_SOURCE}:"):
+            from imagebuilder.sources import local  # as all of these: only what is asked for is waited for
+
             return local.load(taken.kind, component.programs, arch=arch, cache_dir=self.cache)
         if taken.files:
+            from imagebuilder.sources.binaries import Binaries
+
             base = plan.request.mirrors.get("binaries", "")
             place = Binaries(self.downloader, **({"base": base} if base else {}))
             return place.fetch(taken.files, self.cache, arch=arch, progress=self.progress)
@@ -123,6 +123,8 @@ class Fetcher:
 
     def _image(self, image: LockedImage, plan: BuildPlan, lock: Lock) -> Archive:
         if image.kind == "file":
+            from imagebuilder.sources.archive import inspect_archive
+
             info = inspect_archive(Path(image.source))
             return Archive(
                 id=sha256_file(Path(image.source)), path=Path(image.source), reference=", ".join(info.references)
@@ -139,6 +141,8 @@ class Fetcher:
             if not stage.cached and data is not None and data.compose is not None:
                 self._compose(image, data.compose, packages, plan, lock, path, stage)
             elif not stage.cached:
+                from imagebuilder.sources.registry import Registry
+
                 Registry(self.downloader, mirrors=plan.request.mirrors).pull(
                     image.source, plan.cell.arch, path, on_progress=lambda done, all_: stage.update(done, all_, "B")
                 )
@@ -148,6 +152,8 @@ class Fetcher:
         self, image: LockedImage, recipe: Compose, packages: Sequence[LockedPackage], plan: BuildPlan, lock: Lock,
         out: Path, stage: Stage,
     ) -> None:  # fmt: skip
+        from imagebuilder.sources.oci import ComposeSpec, compose
+
         store = self.packages(packages, plan, lock, stage)
         spec = ComposeSpec(
             reference=image.reference, entrypoint=recipe.entrypoint, cmd=recipe.cmd, user=recipe.user,

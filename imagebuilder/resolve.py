@@ -26,10 +26,8 @@ from imagebuilder.process import Runner
 from imagebuilder.recipe_env import REPOSITORY_OF
 from imagebuilder.repositories import Repositories
 from imagebuilder.sources import apt, gomodules
-from imagebuilder.sources.binaries import Binaries
 from imagebuilder.sources.download import Downloader
 from imagebuilder.sources.references import parse as parse_reference
-from imagebuilder.sources.registry import Registry
 
 MAX_AGE = 6 * 3600.0  # seconds that an answer is good for: Debian's archive is updated four times a day
 LAYER_OF = {"docker": "runtime", "cni": "runtime", "kubernetes": "kubernetes", "crictl": "kubernetes"}
@@ -324,6 +322,8 @@ class _Asking:
         return Taken(kind=kind, version=version)
 
     def _ask_binaries(self, programs: Sequence[str]) -> Taken:
+        from imagebuilder.sources.binaries import Binaries  # as below: an answer that is known does not wait for it
+
         base = self._plan.request.mirrors.get("binaries", "")
         place = Binaries(self._with.downloader, **({"base": base} if base else {}))
         asked = self._plan.kubernetes
@@ -347,6 +347,8 @@ class _Asking:
             if kind == "compose" and data and data.compose:
                 return LockedImage(reference=reference, kind=kind, source=request.text, packages=data.compose.packages)
             try:
+                from imagebuilder.sources.registry import Registry
+
                 registry = Registry(self._with.downloader, mirrors=self._plan.request.mirrors)
                 found = registry.resolve_reference(reference, self._plan.cell.arch)
                 return LockedImage(reference=reference, kind="registry", source=found.reference)
@@ -370,13 +372,15 @@ class _Asking:
         roots["tools"] = (*roots["base"], *profile.packages.tools)
         # A layer that asks for nothing new needs no answer of its own; apt takes two seconds for each.
         different = {layer: names for layer, names in roots.items() if names != roots.get(BELOW.get(layer, ""))}
-        with ThreadPoolExecutor(2) as pool:
-            solved = dict(zip(different, pool.map(self._folder.solve, different.values()), strict=True))
         composed = sorted({name for image in images for name in image.packages})
+        with ThreadPoolExecutor(2) as pool:
+            running = {layer: pool.submit(self._folder.solve, names) for layer, names in different.items()}
+            found = pool.submit(self._folder.find, composed) if composed else None
+            solved = {layer: future.result() for layer, future in running.items()}
         for layer in ("runtime", "kubernetes", "site"):
             solved.setdefault(layer, solved[BELOW[layer]])
         packages = apt.by_layer(solved, BELOW)
-        packages["images"] = self._folder.find(composed) if composed else ()
+        packages["images"] = found.result() if found else ()
         return packages
 
 

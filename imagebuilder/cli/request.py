@@ -36,7 +36,7 @@ class Wishes:
     trust: tuple[Path, ...] = ()
     image: tuple[str, ...] = ()
     bare: bool = False
-    root_builder: str = "mmdebstrap"
+    root_builder: str = "fast"
     initramfs: str | None = None
     source: Pairs = ()
     mirror: Pairs = ()
@@ -66,8 +66,9 @@ OPTIONS = (
     click.option("--engine", default="auto", metavar="NAME", show_default=True,
                  help="What builds it: auto, direct or packer."),
     click.option(
-        "--root-builder", type=click.Choice(["mmdebstrap", "fast"]), default="mmdebstrap", show_default=True,
-        help="What the direct engine makes the base layer with: fast unpacks all packages at once.",
+        "--root-builder", type=click.Choice(["fast", "mmdebstrap"]), default="fast", show_default=True,
+        help="What the direct engine makes the base layer with: fast unpacks all packages at once,"
+        " mmdebstrap one after the other.",
     ),
     click.option(
         "--initramfs", type=click.Choice(["small", "stock"]), default=None,

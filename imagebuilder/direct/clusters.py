@@ -8,12 +8,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
 from typing import IO, Protocol, Self, TypeAlias
 
 from imagebuilder.content import cores
+from imagebuilder.direct.kept import Blobs, kept
 from imagebuilder.direct.sparse import OnProgress
-from imagebuilder.direct.virtual import DiskSource
+from imagebuilder.direct.virtual import DiskSource, VirtualDisk
 from imagebuilder.errors import ArtifactError
 
 SECTOR = 512  # bytes: the unit of all disk formats
@@ -27,7 +29,7 @@ _FLUSH = 32 << 20  # bytes per round of flushing: a tenth of a second at 300 MB/
 _ZERO_CLUSTER = bytes(CLUSTER)
 
 Compress: TypeAlias = Callable[[memoryview], bytes]
-Blobs: TypeAlias = list[tuple[int, bytes]]
+Work: TypeAlias = Callable[[range], Blobs]
 
 
 def disk_size(disk: DiskSource) -> int:
@@ -46,8 +48,10 @@ def batches(disk: DiskSource) -> Iterator[range]:
     free = 0  # clusters before this one were yielded
     for start, end in disk.extents():
         first, stop = max(start // CLUSTER, free), -(-end // CLUSTER)
-        for index in range(first, stop, _BATCH):
-            yield range(index, min(index + _BATCH, stop))
+        while first < stop:  # each ends at a multiple: a longer extent before it does not move the others
+            end = min(first - first % _BATCH + _BATCH, stop)
+            yield range(first, end)
+            first = end
         free = max(free, stop)
 
 
@@ -87,18 +91,18 @@ class Compressor:
         view[stop - start :] = bytes(len(view) - (stop - start))  # the disk may end within a cluster
 
 
-def in_order(compressor: Compressor, todo: Iterable[range], threads: int) -> Iterator[tuple[range, Blobs]]:
+def in_order(work: Work, todo: Iterable[range], threads: int) -> Iterator[tuple[range, Blobs]]:
     """Yield batches with their compressed clusters in order, working on a bounded number ahead."""
     coming = iter(todo)
     with ThreadPoolExecutor(threads, thread_name_prefix="clusters") as pool:
         running: deque[tuple[range, Future[Blobs]]] = deque()
         for batch in itertools.islice(coming, threads * (1 + _AHEAD)):
-            running.append((batch, pool.submit(compressor, batch)))
+            running.append((batch, pool.submit(work, batch)))
         while running:
             batch, future = running.popleft()
             blobs = future.result()
             for following in itertools.islice(coming, 1):
-                running.append((following, pool.submit(compressor, following)))
+                running.append((following, pool.submit(work, following)))
             yield batch, blobs
 
 
@@ -149,19 +153,23 @@ class Image(Protocol):
 
 def pour(
     disk: DiskSource, image: Image, stream: IO[bytes], make: Callable[[], Compress], *, threads: int | None,
-    on_progress: OnProgress | None,
+    on_progress: OnProgress | None, kind: str = "",
 ) -> None:  # fmt: skip
     """Put every cluster of a disk that is not zero, compressed, into the image that ``stream`` holds.
 
-    Without ``threads``, there is one for each core that may be used.
+    Without ``threads``, there is one for each core that may be used. ``kind`` says how clusters are compressed, and by
+    which version of what: clusters of layers are then kept for the next disk, see :mod:`imagebuilder.direct.kept`.
 
     Raises:
         ArtifactError: what the disk is made from changed meanwhile.
     """
+    work: Work = Compressor(disk, make)
+    if kind and isinstance(disk, VirtualDisk):
+        work = partial(kept(disk, disk.layers, kind, CLUSTER).of, make=work)
     todo = list(batches(disk))
     total, done = sum(len(batch) for batch in todo) * CLUSTER, 0
     with Flusher(stream) as flusher:
-        for batch, blobs in in_order(Compressor(disk, make), todo, threads or min(cores(), _MOST)):
+        for batch, blobs in in_order(work, todo, threads or min(cores(), _MOST)):
             for index, blob in blobs:
                 image.add(index, blob)
             flusher.nudge(image.end)

@@ -12,13 +12,16 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from imagebuilder.direct import gpt
 from imagebuilder.direct.layers import Layer, full_disk_named
 from imagebuilder.direct.sandbox import Bind, Mount, Overlay, command
 from imagebuilder.direct.virtual import Piece, VirtualDisk, pieces_of_file, shifted
 from imagebuilder.errors import ArtifactError
 from imagebuilder.process import Runner
+
+if TYPE_CHECKING:
+    from imagebuilder.direct import gpt
 
 SCRIPT = Path(__file__).with_name("write-disk.sh")
 VOLUMES = {"containerd": "/var/lib/containerd"}  # where an overlay cannot be: containerd makes overlays of its own
@@ -68,6 +71,8 @@ def write_disk(
         ArtifactError: the root tree has no kernel, or more than one, or no initramfs can be made for it, or it does
             not fit.
     """
+    from imagebuilder.direct import gpt  # and the like below: an unchanged artifact does not wait for them
+
     layout = gpt.layout(spec.size, spec.seed, arch=spec.arch)
     upper = work / "upper"
     upper.mkdir()
@@ -76,7 +81,7 @@ def write_disk(
         with full_disk_named(work):
             out = _make_boot_loaders(spec, layout, tools, work, runner, log)
         pieces = [*_boot_pieces(spec, layout, out), *shifted(root.result(), layout.root.offset)]
-    return VirtualDisk(spec.size, pieces)
+    return VirtualDisk(spec.size, pieces, layers)
 
 
 def _root_pieces(
@@ -117,6 +122,8 @@ def _make_boot_loaders(
 
 def _boot_pieces(spec: DiskSpec, layout: gpt.Layout, out: Path) -> list[Piece]:
     """Return all but the root file system."""
+    from imagebuilder.direct import gpt
+
     texts = gpt.gpt_pieces(layout)
     if "bios" in spec.firmware:
         boot, core = ((out / name).read_bytes() for name in ("boot.img", "core.img"))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from imagebuilder.content import content_id, write_atomic
 from imagebuilder.direct.bootstrap import DPKG_OPTIONS, bootstrap
 from imagebuilder.direct.disk import VOLUMES
 from imagebuilder.direct.fastroot import fast_root
+from imagebuilder.direct.layerjob import LayerJob
 from imagebuilder.direct.layers import Layer, LayerStore, full_disk_named
 from imagebuilder.direct.sandbox import INSIDE, Bind, Mount, Overlay, Tmpfs, command
 from imagebuilder.errors import CacheError, CommandError, DeadlineError, StepError
@@ -27,34 +29,6 @@ APT::Sandbox::User "root";
 APT::Install-Recommends "false";
 Acquire::Languages "none";
 """
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LayerJob:
-    """All that one layer is built from.
-
-    Attributes:
-        id: its content id.
-        packages: exact packages that it adds, as found in ``repository``.
-        installed: every package of the tree with its version, once the layer is complete.
-        steps: paths below ``provision/steps``.
-        env: environment of the steps.
-        binds: files and folders that the steps see.
-        texts: files of the tree that are written before the steps run, by their absolute path.
-        info: plain data for ``layer.json``.
-        fast: unpack the lowest layer all at once, not with mmdebstrap.
-    """
-
-    name: str
-    id: str
-    packages: tuple[LockedPackage, ...]
-    installed: Mapping[str, str]
-    steps: tuple[str, ...]
-    env: Mapping[str, str]
-    binds: tuple[Bind, ...]
-    texts: Mapping[str, str]
-    info: Mapping[str, object]
-    fast: bool = False
 
 
 MakeRepository = Callable[[Sequence[LockedPackage], Path, Stage], Path]
@@ -80,15 +54,32 @@ class DirectEngine:
     log: Path
     make_repository: MakeRepository = field(repr=False)
 
-    def build(self, jobs: Sequence[LayerJob]) -> list[Layer]:
+    def build_all(
+        self, jobs: Sequence[LayerJob], tools: Sequence[LockedPackage]
+    ) -> tuple[list[Layer], list[Layer]]:  # fmt: skip
+        """Return the layers of a stack and those of the tools tree, which is made beside all but the lowest of them.
+
+        Raises:
+            StepError, CommandError, HostError: as in :meth:`build`.
+        """
+        base = self.build(jobs[:1])
+        with ThreadPoolExecutor(1, thread_name_prefix="tools") as pool:
+            beside = pool.submit(self.tools, base[0], tools)
+            return self.build(jobs[1:], base), beside.result()
+
+    def build(self, jobs: Sequence[LayerJob], below: Sequence[Layer] = ()) -> list[Layer]:
         """Return the layers of a stack, the lowest first; those that the store has are not built.
+
+        Args:
+            jobs: of the layers that are wanted.
+            below: layers that they stand on.
 
         Raises:
             StepError: a step failed; the layer is not kept.
             CommandError: bootstrapping failed.
             HostError: the disk is full.
         """
-        layers: list[Layer] = []
+        layers = list(below)
         for job in jobs:
             with self.progress.stage(f"layer:{job.name}", f"Layer {job.name}") as stage:
                 found = self.store.use(job.id, stage.note)

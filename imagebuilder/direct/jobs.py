@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from imagebuilder import resources
 from imagebuilder.content import content_id, sha256_bytes, sha256_file
-from imagebuilder.direct.engine import LayerJob
+from imagebuilder.direct.layerjob import LayerJob
 from imagebuilder.direct.sandbox import INSIDE, Bind
 from imagebuilder.errors import UsageError
 from imagebuilder.fetch import Materials
@@ -35,6 +35,7 @@ def layer_jobs(plan: BuildPlan, lock: Lock, materials: Materials, provision: Pat
     fast = plan.request.root_builder == "fast"
     own: dict[str, dict[str, Any]] = {
         # The same files as mmdebstrap's, but not the same bytes: numbers of users, and files that scripts write.
+        # Layers that mmdebstrap made are older than the choice: theirs is the id that does not name it.
         "base": {"root_builder": "fast"} if fast else {},
         "kubernetes": {"agent": sha256_file(resources.agent())},
         "site": site_inputs(plan),

@@ -48,6 +48,7 @@ _SECTORS_SHIFT = 62 - (CLUSTER_BITS - 8)  # spec "Compressed Clusters Descriptor
 _REFCOUNT_ORDER = 4
 _REFCOUNTS = CLUSTER // 2  # per refcount block
 
+TOGETHER = 1 << 20  # bytes that are written at once
 _ZERO_CLUSTER = bytes(CLUSTER)
 
 _MAX_CLUSTER_BITS = 21  # spec "Header": QEMU's limit, 2 MiB
@@ -94,7 +95,8 @@ def write_qcow2(
     size = disk_size(disk)
     with content.writing(out) as stream:
         image = _Image(stream, size)
-        pour(disk, image, stream, lambda: _zstd(level), threads=threads, on_progress=on_progress)
+        kind = f"zstd {level} {zstandard.ZSTD_VERSION} {zstandard.backend} {zstandard.__version__}"
+        pour(disk, image, stream, lambda: _zstd(level), threads=threads, on_progress=on_progress, kind=kind)
         image.finish()
 
 
@@ -123,6 +125,8 @@ class _Image:
         self._l2: dict[int, array.array[int]] = {}  # by L1 index; a table exists when it has an entry
         self._refcounts: list[int] = []  # by cluster of the file
         self.end = CLUSTER + _round_up(8 * self._l1_entries)
+        self._waiting: list[bytes] = []  # to be written, one after the other, from and to these bytes of the file
+        self._waiting_start = self._waiting_end = 0
         self._gap = (0, 0)  # start and end of the room before the last uncompressed cluster
         self._refer(0, self.end)
 
@@ -159,6 +163,7 @@ class _Image:
         ) + _HEADER_V3.pack(
             _INCOMPATIBLE_COMPRESSION, 0, 0, _REFCOUNT_ORDER, _HEADER_LENGTH,
         ) + _COMPRESSION.pack(_COMPRESSIONS.index("zstd")) + bytes(8))  # fmt: skip
+        self._flush()
 
     def _finish_refcounts(self) -> tuple[int, int]:
         """Write refcount table and blocks, which count themselves too; return the table's offset and clusters."""
@@ -197,8 +202,17 @@ class _Image:
             self._refcounts[cluster] += 1
 
     def _write(self, offset: int, data: bytes) -> None:
-        self._stream.seek(offset)
-        self._stream.write(data)
+        """Write bytes, with those before them where they follow on: clusters are small, and there are many."""
+        if offset != self._waiting_end or offset - self._waiting_start >= TOGETHER:
+            self._flush()
+            self._waiting_start = offset
+        self._waiting.append(data)
+        self._waiting_end = offset + len(data)
+
+    def _flush(self) -> None:
+        self._stream.seek(self._waiting_start)
+        self._stream.write(b"".join(self._waiting))
+        self._waiting.clear()
 
 
 def _round_up(size: int) -> int:

@@ -34,6 +34,7 @@ class Entry(NamedTuple):
         xattrs: extended attributes, sorted by name; what overlayfs keeps for itself is not there.
         link: place in the list of the first name of the same file; its own where there is none before.
         host: where its content is read.
+        layer: which layer it is from: the topmost is 0, volumes are below it.
     """
 
     path: bytes
@@ -48,6 +49,7 @@ class Entry(NamedTuple):
     xattrs: tuple[tuple[str, bytes], ...]
     link: int
     host: bytes
+    layer: int = 0
 
 
 class _Found(NamedTuple):
@@ -113,7 +115,7 @@ class _Merger:
             target = os.readlink(found.host)  # noqa: PTH115 - bytes: names need not be UTF-8
         self._entries.append(
             Entry(path, parent, mode, status.st_uid, status.st_gid, status.st_mtime_ns, status.st_size,
-                  status.st_rdev, target, xattrs, link, found.host)
+                  status.st_rdev, target, xattrs, link, found.host, found.layer)
         )  # fmt: skip
 
     def _children(self, path: bytes, folders: Sequence[_Found]) -> dict[bytes, list[_Found]]:

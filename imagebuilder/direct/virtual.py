@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import itertools
 import os
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, NamedTuple, Protocol, Self
+from typing import IO, TYPE_CHECKING, NamedTuple, Protocol, Self
 
 from imagebuilder import content
 from imagebuilder.direct.sparse import BLOCK, CHUNK, OnProgress, data_extents, nonzero_runs
 from imagebuilder.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from imagebuilder.direct.layers import Layer
 
 
 class DiskSource(Protocol):
@@ -67,17 +70,19 @@ def pieces_of_file(path: Path) -> Iterator[Piece]:
 class VirtualDisk:
     """A disk made of pieces; what no piece covers is zero."""
 
-    def __init__(self, size: int, pieces: Iterable[Piece]) -> None:
+    def __init__(self, size: int, pieces: Iterable[Piece], layers: Sequence[Layer] = ()) -> None:
         """Put the pieces in order.
 
         Args:
             size: bytes of the disk.
             pieces: in any order, none over another, all within the disk.
+            layers: those whose files are in it, in whose folders something may be kept for the next disk.
 
         Raises:
             ArtifactError: they are not.
         """
         self._size = size
+        self.layers = layers
         ordered = sorted((piece for piece in pieces if piece.length), key=lambda piece: piece.offset)
         self._starts = [piece.offset for piece in ordered]
         self._ends = [piece.offset + piece.length for piece in ordered]
@@ -103,6 +108,13 @@ class VirtualDisk:
             last = end
         if first is not None and last is not None:
             yield first, last
+
+    def between(self, start: int, stop: int) -> Iterator[tuple[int, int, bytes | FileSlice, int]]:
+        """Yield offset, length and source of what lies between two places, and how much of the source is before."""
+        for at in range(max(bisect_right(self._starts, start) - 1, 0), bisect_left(self._starts, stop)):
+            begin, end = max(start, self._starts[at]), min(stop, self._ends[at])
+            if begin < end:
+                yield begin, end - begin, self._sources[at], begin - self._starts[at]
 
     def read_into(self, offset: int, view: memoryview) -> None:
         """Fill ``view`` with what the disk holds from ``offset`` on; see :class:`DiskSource`."""

@@ -169,13 +169,7 @@ class AptFolder:
         Raises:
             UnresolvableError: a name is unknown, or their dependencies contradict each other.
         """
-        memory = self.path / SOLVED / content_id(list(names))  # as old as the indexes: update() makes a new folder
-        if memory.is_file():
-            return parse_uris(memory.read_text("utf-8"))
-        said = self._print_uris(["-y", "install", *names])
-        packages = parse_uris(said)
-        write_atomic(memory, said)
-        return packages
+        return self._asked(["-y", "install", *names])
 
     def find(self, names: Sequence[str]) -> tuple[LockedPackage, ...]:
         """Return the newest of each named package, without its dependencies.
@@ -183,7 +177,17 @@ class AptFolder:
         Raises:
             UnresolvableError: a name is unknown.
         """
-        return parse_uris(self._print_uris(["download", *names]))
+        return self._asked(["download", *names])
+
+    def _asked(self, words: Sequence[str]) -> tuple[LockedPackage, ...]:
+        """Return what apt would fetch; an answer is as old as the indexes: :meth:`update` makes a new folder."""
+        memory = self.path / SOLVED / content_id(list(words))
+        if memory.is_file():
+            return parse_uris(memory.read_text("utf-8"))
+        said = self._print_uris(words)
+        packages = parse_uris(said)
+        write_atomic(memory, said)
+        return packages
 
     def known(self, names: Iterable[str]) -> dict[tuple[str, str, str], set[str]]:
         """Return the sha256 that the indexes state for (name, version, architecture): every version that they have.

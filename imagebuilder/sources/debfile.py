@@ -16,6 +16,7 @@ from typing import IO, NamedTuple, Protocol
 from imagebuilder.content import CHUNK
 from imagebuilder.errors import ArtifactError, CommandError
 from imagebuilder.process import Runner
+from imagebuilder.sources.debtar import Kind, members
 
 MAGIC = b"!<arch>\n"
 HEADER = 60  # bytes
@@ -127,6 +128,25 @@ def control_files(path: Path, part: Part, scratch: Path, runner: Runner) -> byte
     data = scratch.read_bytes()
     scratch.unlink()
     return data
+
+
+def control_text(path: Path, scratch: Path, runner: Runner) -> str:
+    """Return a package's control file (deb-control(5)), as ``dpkg-deb --field`` prints it.
+
+    Args:
+        path: the package file.
+        scratch: a file's name to use on the way.
+        runner: runs zstd, where a package needs it.
+
+    Raises:
+        ArtifactError, CommandError: as in :func:`unpack`; or it has no such file.
+    """
+    with path.open("rb") as stream:
+        data = control_files(path, parts(stream)["control"], scratch, runner)
+    for member in members(data):
+        if member.path == b"control" and member.kind is Kind.FILE:
+            return data[member.offset : member.offset + member.size].decode("utf-8", "replace")
+    raise _bad("it has no control file")
 
 
 def _stored(stream: IO[bytes], size: int, out: IO[bytes], limit: int, runner: Runner) -> None:

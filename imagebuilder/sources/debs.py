@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from imagebuilder.content import cores, mark_used, sha256_file, write_atomic
-from imagebuilder.errors import UntrustedError
+from imagebuilder.errors import ArtifactError, UntrustedError
 from imagebuilder.model import LockedPackage
 from imagebuilder.process import Runner
+from imagebuilder.sources.debfile import control_text
 
 
 def present(path: Path, size: int) -> bool:
@@ -48,16 +49,23 @@ def make_repository(packages: Sequence[LockedPackage], store: Path, suite: str, 
         check_package(source, package)
         mark_used(source)
         _link(source, out / package.filename)
-        control = runner.run(["dpkg-deb", "--field", source], capture=True).stdout
+        control = _control(source, out / f"{package.sha256}.control", runner)
         return f"{control.rstrip()}\nFilename: ./{package.filename}\nSize: {package.size}\nSHA256: {package.sha256}\n"
 
-    with ThreadPoolExecutor(cores()) as pool:  # hashing, and dpkg-deb, which is started once for each package
+    with ThreadPoolExecutor(cores()) as pool:  # for the hashing
         index = "\n".join(pool.map(stanza, packages))
     write_atomic(out / "Packages", index)
     release = (
         f"Suite: {suite}\nCodename: {suite}\nSHA256:\n {sha256_file(out / 'Packages')} {len(index.encode())} Packages\n"
     )
     write_atomic(out / "Release", release)
+
+
+def _control(package: Path, scratch: Path, runner: Runner) -> str:
+    try:
+        return control_text(package, scratch, runner)
+    except ArtifactError:  # what we will not read, dpkg may: a program to start for each package costs seconds
+        return runner.run(["dpkg-deb", "--field", package], capture=True).stdout
 
 
 def _link(source: Path, target: Path) -> None:

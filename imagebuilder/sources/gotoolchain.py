@@ -35,6 +35,11 @@ class Toolchain:
     version: str
 
 
+# What a runner was told, by its identity: three components ask for the same program. It is kept, so that no other
+# runner gets its identity.
+_ANSWERS: dict[int, tuple[Runner, dict[tuple[Path, int, int, int], Toolchain]]] = {}
+
+
 def toolchain(
     runner: Runner,
     cache_dir: Path,
@@ -82,7 +87,19 @@ def _numbers(version: str) -> tuple[int, int, int]:
 
 
 def _ask(runner: Runner, go: Path) -> Toolchain | None:
-    """Return the toolchain of a ``go`` program, or None when it does not work."""
+    """Return the toolchain of a ``go`` program, or None when it does not work; the same file is asked once."""
+    try:
+        stat = go.stat()
+    except OSError:
+        return _answer(runner, go)
+    _, known = _ANSWERS.setdefault(id(runner), (runner, {}))
+    key = (go, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    if key not in known and (found := _answer(runner, go)):
+        known[key] = found
+    return known.get(key)
+
+
+def _answer(runner: Runner, go: Path) -> Toolchain | None:
     try:
         answer = runner.run([go, "env", "GOVERSION"], env={"GOTOOLCHAIN": "local"}, capture=True, timeout=60)
     except (CommandError, ToolMissingError, OSError):

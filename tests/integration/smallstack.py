@@ -18,7 +18,8 @@ from typing import Any
 from imagebuilder import process
 from imagebuilder.content import canonical_json, content_id, write_atomic
 from imagebuilder.direct.disk import DiskSpec, write_disk
-from imagebuilder.direct.engine import DirectEngine, LayerJob
+from imagebuilder.direct.engine import DirectEngine
+from imagebuilder.direct.layerjob import LayerJob
 from imagebuilder.direct.layers import Layer, LayerStore
 from imagebuilder.direct.virtual import materialize
 from imagebuilder.events import Event, Progress, Stage
@@ -60,6 +61,7 @@ class Want:
         attempt: shell of one more step in the topmost layer.
         stop_at: ``sync`` or ``esp.img``: hold still there, for the test to do something.
         disk: write the disk too.
+        fast: make the base with the fast root builder, not with mmdebstrap; no part of its id.
     """
 
     salt: str = ""
@@ -68,6 +70,7 @@ class Want:
     attempt: str = ""
     stop_at: str = ""
     disk: bool = False
+    fast: bool = True
 
 
 def say(*words: str) -> None:
@@ -167,6 +170,7 @@ def jobs(want: Want) -> list[LayerJob]:
                 name=name, id=content_id([name, parent, plain(packages), steps, salt, want.attempt if top else ""]),
                 packages=packages, installed=dict(installed), steps=tuple(steps),
                 env={"IB_TRY": want.attempt} if top else {}, binds=(), texts={}, info={"steps": steps},
+                fast=want.fast,
             )
         )  # fmt: skip
     return found

@@ -129,9 +129,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def killed(cache: Path) -> After:
-    """The first bake of the session is killed while it bootstraps."""
+    """The first bake of the session is killed while mmdebstrap bootstraps."""
     before = strays()
-    with baking(cache, Want(layers=1)) as child:
+    with baking(cache, Want(layers=1, fast=False)) as child:
         until(lambda: list(cache.glob("tmp/*/root/var/lib/dpkg/info/*.list")))
         after = end(child, signal.SIGKILL)
         return replace(after, strays=strays() - before)
@@ -314,9 +314,10 @@ WRITING = "trap '' TERM; echo here; while :; do rm -rf /x; mkdir -p /x/y; for i 
 
 
 @pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda sig: sig.name)
-@pytest.mark.parametrize("moment", ["step", "commit", "disk"])
+@pytest.mark.parametrize("moment", ["configure", "step", "commit", "disk"])
 def test_a_bake_that_is_ended_leaves_nothing(stack: Stack, moment: str, sig: signal.Signals) -> None:
     want = {
+        "configure": Want(layers=1, base_salt=sig.name),
         "step": Want(layers=2, attempt=SLEEP),
         "commit": Want(layers=2, attempt="true; echo commit", stop_at="sync"),
         "disk": Want(layers=1, disk=True),
@@ -325,7 +326,10 @@ def test_a_bake_that_is_ended_leaves_nothing(stack: Stack, moment: str, sig: sig
     smallstack.make_engine(stack.cache).tools(stack.layers[0], smallstack.locked()["tools"])
     before = mounts()
     with baking(stack.cache, replace(want, salt=sig.name)) as child:
-        if moment == "step":
+        if moment == "configure":
+            wait_for(child, "progress layer:base")
+            until(lambda: b"dpkg" in programs(child))
+        elif moment == "step":
             wait_for(child, "note layer:runtime upper/30-try")
         elif moment == "commit":
             wait_for(child, "holding")

@@ -1,20 +1,27 @@
-"""The fast root tree beside mmdebstrap's, of the same packages: what differs is in one short list, with its reason."""
+"""The fast root tree beside mmdebstrap's, of the same packages: what differs is in one short list, with its reason.
+
+Of mmdebstrap's tree only what is compared is kept, in the tests' own cache, for as long as the packages and what makes
+it stay the same: nothing but the fast tree is made anew every time.
+"""
 
 from __future__ import annotations
 
 import fnmatch
+import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
 import smallstack
-from tree_compare import differences, listed, stanzas
+import tree_compare
+from tree_compare import differences, facts, listed, stanzas
 
 from imagebuilder import process
 from imagebuilder.cells import plan_request
-from imagebuilder.content import canonical_json
+from imagebuilder.content import canonical_json, content_id, sha256_file, write_atomic
+from imagebuilder.direct import bootstrap as bootstrap_module
 from imagebuilder.direct import fastroot
 from imagebuilder.direct.bootstrap import bootstrap
 from imagebuilder.direct.debcache import DebCache
@@ -60,13 +67,30 @@ STATED_12 = {
     "usr/bin/uncompress": "a hard link, as its package has it: merging /usr afterwards made a copy",
 }
 DATABASE = "var/lib/dpkg"
-SORTED = (f"{DATABASE}/diversions", f"{DATABASE}/statoverride", f"{DATABASE}/triggers/File", "etc/shells")
+ALWAYS = (f"{DATABASE}/triggers/File", "etc/shells")
+SORTED = (*ALWAYS, f"{DATABASE}/diversions", f"{DATABASE}/statoverride")
 USERS = ("passwd", "group")  # in etc, compared by name
 
 
 def is_stated(path: str, release: str) -> bool:
     stated = (*STATED, *(STATED_12 if release == "12" else ()))
     return any(fnmatch.fnmatchcase(path, pattern) for pattern in stated)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Packages of a release: those of a node's base layer, or others by name."""
+
+    release: str
+    names: tuple[str, ...] = ()
+
+
+CASES = {
+    "13": Case(release="13"),
+    "12": Case(release="12"),
+    # Programs that a node has not: other users, services, triggers and questions.
+    "13-web": Case(release="13", names=("apache2", "cron", "rsyslog")),
+}
 
 
 def locked(suite: str, names: tuple[str, ...], runner: RealRunner) -> tuple[LockedPackage, ...]:
@@ -83,90 +107,33 @@ def locked(suite: str, names: tuple[str, ...], runner: RealRunner) -> tuple[Lock
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trees:
-    """The same packages, twice."""
+class Looks:
+    """What is compared of a tree."""
 
-    release: str
-    packages: tuple[LockedPackage, ...]
-    mmdebstrap: Path
-    fast: Path
-    log: Path
-
-
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param("13", id="debian-13"),
-        pytest.param("12", id="debian-12", marks=pytest.mark.skipif("CI" not in os.environ, reason="takes minutes")),
-    ],
-)
-def trees(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trees:
-    runner, work = RealRunner(), tmp_path_factory.mktemp("trees")
-    plan = plan_request(BuildRequest(os="debian", release=request.param, target="qemu"))
-    suite, log = plan.profile.suite, work / "log"
-    packages = locked(suite, plan.layer("base").packages, runner)
-    make_repository(packages, smallstack.CACHE / "debs", suite, work / "repository", runner)
-    slow, fast = work / "mmdebstrap", work / "fast"
-    for root in (slow, fast):
-        root.mkdir()
-    with Progress().stage("mmdebstrap") as stage:
-        bootstrap(
-            packages, repository=work / "repository", suite=suite, arch="amd64", root=slow, runner=runner,
-            stage=stage, log=log,
-        )  # fmt: skip
-    build(packages, work, fast, log)
-    return Trees(release=request.param, packages=packages, mmdebstrap=slow, fast=fast, log=log)
+    files: dict[str, str]
+    records: dict[str, list[str]]
+    users: dict[str, list[list[str]]]
+    stanzas: dict[str, dict[str, str]]
+    times: dict[str, int]
 
 
-def build(packages: tuple[LockedPackage, ...], work: Path, root: Path, log: Path) -> None:
-    with Progress().stage("fast") as stage:
-        fast_root(
-            packages, repository=work / "repository", unpacked=work / "unpacked", scratch=work, root=root,
-            runner=RealRunner(), stage=stage, log=log,
-        )  # fmt: skip
+def look(root: Path) -> Looks:
+    return Looks(
+        files=facts(root), records={name: records(root / name) for name in SORTED},
+        users={name: users(root / "etc" / name) for name in USERS}, stanzas=stanzas(root), times=times(root),
+    )  # fmt: skip
 
 
-def test_files_modes_owners_links_contents_and_attributes_are_mmdebstraps(trees: Trees) -> None:
-    found = differences(trees.mmdebstrap, trees.fast)
-    assert [str(item) for item in found if not is_stated(item.path, trees.release)] == []
-    assert found, "the builder's own settings are in one of them, or nothing was compared"
-
-
-def test_what_may_be_in_another_order_is_the_same_in_any(trees: Trees) -> None:
-    for name in SORTED:
-        # A diversion is three lines: what is diverted, where to, and for whom.
-        size = 3 if name.endswith("diversions") else 1
-        slow, fast = (records(root / name, size) for root in (trees.mmdebstrap, trees.fast))
-        assert fast
-        assert fast == slow
-    for name in USERS:
-        slow, fast = (sorted(users(root / "etc" / name)) for root in (trees.mmdebstrap, trees.fast))
-        assert fast == slow
-
-
-def records(path: Path, size: int) -> list[str]:
+def records(path: Path) -> list[str]:
+    """Return a file's lines, or a diversion's three: what is diverted, where to, and for whom."""
+    size = 3 if path.name == "diversions" else 1
     lines = path.read_text().splitlines() if path.exists() else []
     return sorted("\n".join(lines[start : start + size]) for start in range(0, len(lines), size))
 
 
-def users(path: Path) -> list[tuple[str, ...]]:
+def users(path: Path) -> list[list[str]]:
     """Return names, homes and shells, or names and members: all but the numbers."""
-    return [(words[0], *words[4:]) for words in (line.split(":") for line in path.read_text().splitlines())]
-
-
-def test_dpkg_says_the_same_of_every_package(trees: Trees) -> None:
-    slow, fast = stanzas(trees.mmdebstrap), stanzas(trees.fast)
-    assert fast == slow
-    assert {name: stanza["Version"] for name, stanza in fast.items()} == {
-        package.name: package.version for package in trees.packages
-    }
-    assert {stanza["Status"] for stanza in fast.values()} == {"install ok installed"}
-
-
-def test_a_packages_own_files_have_the_same_times(trees: Trees) -> None:
-    slow, fast = (times(root) for root in (trees.mmdebstrap, trees.fast))
-    assert len(fast) > 5000
-    assert {path for path in fast if fast[path] != slow[path]} == set()
+    return sorted([words[0], *words[4:]] for words in (line.split(":") for line in path.read_text().splitlines()))
 
 
 def times(root: Path) -> dict[str, int]:
@@ -178,23 +145,143 @@ def times(root: Path) -> dict[str, int]:
     }
 
 
-def test_a_second_tree_from_the_cache_is_the_first(trees: Trees, tmp_path: Path) -> None:
-    work = trees.fast.parent
+@dataclass(frozen=True, kw_only=True)
+class Trees:
+    """The same packages, twice: what mmdebstrap's tree looks like, and the fast one."""
+
+    release: str
+    packages: tuple[LockedPackage, ...]
+    mmdebstrap: Looks
+    fast: Looks
+    root: Path
+
+    @property
+    def work(self) -> Path:
+        return self.root.parent
+
+
+def make_trees(name: str, work: Path) -> Trees:
+    case, runner = CASES[name], RealRunner()
+    plan = plan_request(BuildRequest(os="debian", release=case.release, target="qemu"))
+    suite = plan.profile.suite
+    packages = locked(suite, case.names or plan.layer("base").packages, runner)
+    make_repository(packages, smallstack.CACHE / "debs", suite, work / "repository", runner)
+    oracle = mmdebstraps(name, packages, suite, work, runner)
+    build(packages, work, work / "fast", work / "log")
+    fast = look(work / "fast")
+    return Trees(release=case.release, packages=packages, mmdebstrap=oracle, fast=fast, root=work / "fast")
+
+
+def mmdebstraps(
+    name: str, packages: tuple[LockedPackage, ...], suite: str, work: Path, runner: RealRunner
+) -> Looks:  # fmt: skip
+    """Return what mmdebstrap makes of these packages, as it was found once."""
+    makers = [sha256_file(Path(str(module.__file__))) for module in (bootstrap_module, tree_compare)]
+    version = runner.run(["mmdebstrap", "--version"], capture=True).stdout
+    key = content_id([[package.exact for package in packages], makers, sha256_file(Path(__file__)), version])
+    path = smallstack.CACHE / f"mmdebstrap-{name}.json"
+    if path.is_file():
+        known = json.loads(path.read_bytes())
+        if known.pop("key") == key:
+            return Looks(**known)
+    root = work / "mmdebstrap"
+    root.mkdir()
+    with Progress().stage("mmdebstrap") as stage:
+        bootstrap(
+            packages, repository=work / "repository", suite=suite, arch="amd64", root=root, runner=runner,
+            stage=stage, log=work / "log",
+        )  # fmt: skip
+    found = look(root)
+    remove_tree(root)
+    write_atomic(path, canonical_json({"key": key, **asdict(found)}))
+    return found
+
+
+def build(packages: tuple[LockedPackage, ...], work: Path, root: Path, log: Path) -> None:
+    root.mkdir()
+    with Progress().stage("fast") as stage:
+        fast_root(
+            packages, repository=work / "repository", unpacked=work / "unpacked", scratch=work, root=root,
+            runner=RealRunner(), stage=stage, log=log,
+        )  # fmt: skip
+
+
+Make = Callable[[str], Trees]
+
+
+@pytest.fixture(scope="session")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Make]:
+    """Make the trees of a case, those of each once; they are gigabytes, and nobody keeps them."""
+    made: dict[str, Trees] = {}
+
+    def once(name: str) -> Trees:
+        if name not in made:
+            made[name] = make_trees(name, tmp_path_factory.mktemp(f"trees-{name}"))
+        return made[name]
+
+    yield once
+    for trees in made.values():
+        remove_tree(trees.work)
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("13", id="debian-13"),
+        pytest.param("12", id="debian-12", marks=pytest.mark.skipif("CI" not in os.environ, reason="takes minutes")),
+        pytest.param("13-web", id="other-packages"),
+    ],
+)
+def trees(request: pytest.FixtureRequest, make: Make) -> Trees:
+    return make(request.param)
+
+
+@pytest.fixture
+def small(make: Make) -> Trees:
+    return make("13-web")
+
+
+def test_files_modes_owners_links_contents_and_attributes_are_mmdebstraps(trees: Trees) -> None:
+    found = differences(trees.mmdebstrap.files, trees.fast.files)
+    assert [str(item) for item in found if not is_stated(item.path, trees.release)] == []
+    assert found, "the builder's own settings are in one of them, or nothing was compared"
+
+
+def test_what_may_be_in_another_order_is_the_same_in_any(trees: Trees) -> None:
+    assert all(trees.fast.records[name] for name in ALWAYS)
+    assert trees.fast.records == trees.mmdebstrap.records
+    assert trees.fast.users == trees.mmdebstrap.users
+
+
+def test_dpkg_says_the_same_of_every_package(trees: Trees) -> None:
+    assert trees.fast.stanzas == trees.mmdebstrap.stanzas
+    assert {name: stanza["Version"] for name, stanza in trees.fast.stanzas.items()} == {
+        package.name: package.version for package in trees.packages
+    }
+    assert {stanza["Status"] for stanza in trees.fast.stanzas.values()} == {"install ok installed"}
+
+
+def test_a_packages_own_files_have_the_same_times(trees: Trees) -> None:
+    slow, fast = trees.mmdebstrap.times, trees.fast.times
+    assert len(fast) > 3000
+    assert {path for path in fast if fast[path] != slow[path]} == set()
+
+
+def test_a_second_tree_from_the_cache_is_the_first(small: Trees) -> None:
+    work = small.work
     tar = max((work / "unpacked").glob("*.tar"), key=lambda path: path.stat().st_size)
     spoilt = bytearray(tar.read_bytes())
     spoilt[len(spoilt) // 2] ^= 1
     tar.write_bytes(spoilt)  # noticed by its hash, and made again
     again = work / "again"
-    again.mkdir()
-    build(trees.packages, work, again, trees.log)
-    assert [str(item) for item in differences(trees.fast, again)] == []
+    build(small.packages, work, again, work / "log")
+    assert [str(item) for item in differences(small.fast.files, facts(again))] == []
     assert not (work / "fastroot").exists()
     remove_tree(again)
 
 
 def test_the_engine_makes_a_base_layer_with_it(tmp_path: Path) -> None:
     engine = smallstack.make_engine(tmp_path)
-    job = replace(smallstack.jobs(smallstack.Want(layers=1))[0], fast=True)
+    (job,) = smallstack.jobs(smallstack.Want(layers=1))
     with engine.store:
         (layer,) = engine.build([job])
     assert sorted(path.name for path in layer.path.iterdir()) == ["layer.json", "root", "volumes"]
@@ -208,24 +295,21 @@ def test_the_engine_makes_a_base_layer_with_it(tmp_path: Path) -> None:
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_configuring_that_fails_is_told_and_leaves_nothing(trees: Trees, tmp_path: Path) -> None:
-    packages, log = trees.packages, tmp_path / "log"
+def test_configuring_that_fails_is_told_and_leaves_nothing(small: Trees, tmp_path: Path) -> None:
     before = Path("/proc/self/mountinfo").read_text()
     script = tmp_path / "script.sh"
     script.write_text("#!/bin/sh\necho no good >&2\nexit 3\n")
-    root = tmp_path / "root"
-    root.mkdir()
     with pytest.MonkeyPatch.context() as patch, pytest.raises(CommandError) as caught:
         patch.setattr(fastroot, "SCRIPT", script)
-        build(packages, trees.fast.parent, root, log)
+        build(small.packages, small.work, tmp_path / "root", tmp_path / "log")
     assert "no good" in caught.value.context
-    assert not (trees.fast.parent / "fastroot").exists()
+    assert not (small.work / "fastroot").exists()
     assert Path("/proc/self/mountinfo").read_text() == before
-    remove_tree(root)
+    remove_tree(tmp_path / "root")
 
 
-def test_what_is_in_the_cache_is_told_from_what_is_not(trees: Trees, tmp_path: Path) -> None:
-    smallest = min(trees.packages, key=lambda package: package.size)
+def test_what_is_in_the_cache_is_told_from_what_is_not(small: Trees, tmp_path: Path) -> None:
+    smallest = min(small.packages, key=lambda package: package.size)
     cache = DebCache(tmp_path / "unpacked", tmp_path, RealRunner())
     path = smallstack.CACHE / "debs" / smallest.filename
     first = cache.get(path, smallest.sha256)

@@ -64,13 +64,12 @@ def listed(root: Path) -> set[str]:
     return {line.lstrip("/") for path in lists for line in path.read_text().splitlines()}
 
 
-def differences(one: Path, other: Path) -> list[Difference]:
+def differences(one: Facts, other: Facts) -> list[Difference]:
     """Return every path of which two trees say different things."""
-    left, right = facts(one), facts(other)
     return [
-        Difference(path=path, one=left.get(path, "absent"), other=right.get(path, "absent"))
-        for path in sorted(left.keys() | right.keys())
-        if left.get(path) != right.get(path)
+        Difference(path=path, one=one.get(path, "absent"), other=other.get(path, "absent"))
+        for path in sorted(one.keys() | other.keys())
+        if one.get(path) != other.get(path)
     ]
 
 

@@ -11,6 +11,7 @@ from fake_runner import Failed, FakeRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imagebuilder.content import sha256_bytes
 from imagebuilder.errors import (
     CommandError,
     DeadlineError,
@@ -367,6 +368,15 @@ def test_a_repository_is_made_of_checked_files_only(tmp_path: Path) -> None:
         make_repository([package("a")], store, "tiny", tmp_path / "out", runner)
     assert runner.commands == []
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_package_that_only_dpkg_reads_is_in_the_repositorys_index(tmp_path: Path) -> None:
+    odd = package("a", sha256=sha256_bytes(b"an odd"), size=6)
+    (tmp_path / odd.filename).write_bytes(b"an odd")
+    asked = FakeRunner({("dpkg-deb", "--field"): "Package: a\nVersion: 1.0\n"})
+    make_repository([odd], tmp_path, "tiny", tmp_path / "out", asked)
+    text = f"Package: a\nVersion: 1.0\nFilename: ./{odd.filename}\nSize: 6\nSHA256: {odd.sha256}\n"
+    assert (tmp_path / "out/Packages").read_text() == text
 
 
 def test_a_repository_that_is_empty_has_an_index(tmp_path: Path) -> None:

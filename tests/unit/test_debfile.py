@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from imagebuilder.direct.debcache import DebCache
 from imagebuilder.errors import ArtifactError
-from imagebuilder.sources.debfile import Part, parts, unpack
+from imagebuilder.sources.debfile import Part, control_text, parts, unpack
 
 NOBODY = FakeRunner()  # no program may be started
 CONTROL = control("Package: a\nVersion: 1\nArchitecture: all\n")
@@ -38,6 +38,17 @@ def test_a_packages_archives_are_found_and_decompressed(compression: str, tmp_pa
     assert found.control == CONTROL
     assert found.data.read_bytes() == DATA
     assert sorted(item.name for item in tmp_path.iterdir()) == ["a.deb", "cache"]
+
+
+@pytest.mark.parametrize("compression", ["", ".gz", ".xz"])
+def test_a_packages_control_file_is_read_without_a_program(compression: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.deb"
+    path.write_bytes(deb(CONTROL, DATA, compression))
+    assert control_text(path, tmp_path / "scratch", NOBODY) == "Package: a\nVersion: 1\nArchitecture: all\n"
+    assert [item.name for item in tmp_path.iterdir()] == ["a.deb"]
+    path.write_bytes(deb(tar(entry(b"./other", b"x")), DATA, compression))
+    with pytest.raises(ArtifactError, match="no control file"):
+        control_text(path, tmp_path / "scratch", NOBODY)
 
 
 def test_zstd_is_left_to_its_program_which_the_kernel_limits(tmp_path: Path) -> None:

@@ -234,3 +234,28 @@ def test_attributes_that_ext4_cannot_hold_are_refused(xattrs: tuple[tuple[str, b
 def test_an_inode_is_256_bytes_whatever_it_says() -> None:
     made = Inode(mode=0xFFFF, size=1 << 44, blocks=1 << 40, links=65000, mtime_ns=1 << 70, created=1 << 40)
     assert len(made.packed(1)) == 256
+
+
+def test_a_lower_layers_large_files_stay_in_their_place_when_a_layer_above_changes(tmp_path: Path) -> None:
+    base, upper, other = (tmp_path / name for name in ("base", "upper", "other"))
+    for folder in (base, upper, other):
+        (folder / "etc").mkdir(parents=True)
+    for name, size in (("a", 80_000), ("etc/z", 300_000), ("etc/motd", 20), ("etc/rc", 10)):
+        (base / name).write_bytes(b"x" * size)
+    (upper / "etc/program").write_bytes(b"x" * 400_000)
+    (other / "etc/program").write_bytes(b"x" * 500_000)
+    (other / "etc/motd").write_bytes(b"x" * 5000)
+    (other / "new").mkdir()
+
+    def places(top: Path) -> dict[str, int]:
+        pieces = lay_out(merge([top, base]), SIZE, IDENTITY)
+        named = (
+            (os.fsdecode(piece.source.path), piece.offset) for piece in pieces if not isinstance(piece.source, bytes)
+        )
+        return {str(Path(name).relative_to(tmp_path)): offset for name, offset in named}
+
+    one, two = places(upper), places(other)
+    large = ["base/etc/z", "base/a"]
+    assert [one[name] for name in large] == [two[name] for name in large] == sorted(one[name] for name in large)
+    assert one["upper/etc/program"] == two["other/etc/program"] > one["base/a"]
+    assert max(one[name] for name in (*large, "upper/etc/program")) < one["base/etc/motd"] < one["base/etc/rc"]

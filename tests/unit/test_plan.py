@@ -256,19 +256,19 @@ def test_packages_go_where_they_belong() -> None:
     assert made.layer("kubernetes").packages == ()
 
 
-def test_the_fast_root_builder_changes_nothing_of_the_plan() -> None:
-    assert wanted(root_builder="fast").as_data() == wanted().as_data()
+def test_the_root_builder_changes_nothing_of_the_plan() -> None:
+    assert wanted(root_builder="mmdebstrap").as_data() == wanted().as_data()
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         pytest.param({"root_builder": "slow"}, id="unknown"),
-        pytest.param({"root_builder": "fast", "os": "rocky"}, id="made-by-packer"),
+        pytest.param({"root_builder": "mmdebstrap", "os": "rocky"}, id="made-by-packer"),
     ],
 )
 def test_who_cannot_make_the_base_layer_is_told(changes: Any) -> None:
-    with pytest.raises(UsageError, match="--root-builder is for the direct engine, and knows mmdebstrap and fast"):
+    with pytest.raises(UsageError, match="--root-builder is for the direct engine, and knows fast and mmdebstrap"):
         wanted(**changes)
 
 

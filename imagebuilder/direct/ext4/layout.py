@@ -24,6 +24,7 @@ LOST_AND_FOUND = b"lost+found"
 LOST_BLOCKS = 4  # so that e2fsck need not find room for names when there is none (mklost+found(8))
 MAX_LINKS = 65000  # fs/ext4/ext4.h, EXT4_LINK_MAX; a directory with more says 1 (dir_nlink)
 SPARSE_FROM = 256 << 20  # bytes: of larger files the zeros are looked for; reading smaller ones twice costs more
+LARGE = 64 << 10  # bytes: of files below that a node has many, which together take a tenth of its disk
 _NANO = 1_000_000_000
 _Runs = list[tuple[int, int]]
 
@@ -43,7 +44,11 @@ def lay_out(tree: Sequence[Entry], size: int, identity: Identity) -> list[Piece]
 
 
 class _Layout:
-    """Numbers inodes in the order of paths, and hands out blocks: directories, journal, then files."""
+    """Numbers inodes in the order of paths, and hands out blocks: journal, files, then directories.
+
+    Of the files the large ones of the lowest layer come first: what changes little, and most of all, stays in its place
+    when a layer above it changes, or hides a small file of it.
+    """
 
     def __init__(self, tree: Sequence[Entry], size: int, identity: Identity) -> None:
         self._geometry = geometry(size)
@@ -68,14 +73,14 @@ class _Layout:
         resize_block = self._blocks.one()
         for block, data in superblock.resize_blocks(self._geometry, resize_block):
             self._put(block, data)
+        journal = self._special(resize_block)
+        links = self._links()
+        for place, entry in sorted(enumerate(self._entries), key=lambda item: _rank(item[1])):
+            if entry.link == place and not stat.S_ISDIR(entry.mode):
+                self._other(place, entry, links[place])
         for place, entry in enumerate(self._entries):
             if stat.S_ISDIR(entry.mode):
                 self._directory(place, entry)
-        journal = self._special(resize_block)
-        links = self._links()
-        for place, entry in enumerate(self._entries):
-            if entry.link == place and not stat.S_ISDIR(entry.mode):
-                self._other(place, entry, links[place])
         self._finish(journal)
         return self._pieces
 
@@ -214,6 +219,11 @@ class _Layout:
         for block, length in runs:
             self._put(block, data[at : at + length * BLOCK])
             at += length * BLOCK
+
+
+def _rank(entry: Entry) -> tuple[bool, int, int]:
+    """Return what files are put in order by; those that are equal stay in the order of paths."""
+    return entry.size < LARGE, -entry.layer, -entry.size
 
 
 def _extents(runs: _Runs) -> list[Extent]:
