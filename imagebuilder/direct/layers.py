@@ -80,9 +80,12 @@ class LayerStore:
     Args:
         cache: the cache folder; made when it is not there.
         start: starts a program in the background, as :func:`process.spawn` does.
+        read_only: take layers from it, and make and remove none, whoever may.
     """
 
-    def __init__(self, cache: Path, start: Callable[..., process.Child] = process.spawn) -> None:
+    def __init__(
+        self, cache: Path, start: Callable[..., process.Child] = process.spawn, *, read_only: bool = False
+    ) -> None:
         self._start = start
         self._made: list[str] = []  # not begun to be brought to the disk
         self._syncing: dict[str, process.Child] = {}
@@ -90,9 +93,9 @@ class LayerStore:
         weakref.finalize(self, _close, self._used)
         self.unpacked = cache / "debs/unpacked"  # of the packages beside it; see direct.debcache
         self.layers, self.staging, self.locks = (cache / name for name in ("layers", "tmp", "locks"))
-        self.writable = writable(cache)
+        self.writable = not read_only and writable(cache)
         try:
-            for folder in (self.layers, self.staging, self.locks):
+            for folder in (self.layers, self.staging, self.locks) if not read_only else ():
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             message = f"the cache folder {cache} cannot be used: {error.strerror}"
@@ -200,8 +203,7 @@ class LayerStore:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            message = f"{path / INFO} is not a JSON object"
-            raise CacheError(message, hint=f"rm -r {path}") from error
+            raise CacheError(f"{path / INFO} is not a JSON object", hint=f"rm -r {path}") from error
         mark_used(path / INFO)
         return Layer(id=layer_id, path=path, info=info)
 
@@ -229,11 +231,17 @@ class LayerStore:
                 remove_tree(folder)
 
     def commit(self, folder: Path, info: Mapping[str, Any]) -> Layer:
-        """Turn a filled folder into the layer that it is named after: all else out, info last, rename."""
+        """Turn a filled folder into the layer that it is named after: all else out, info last, rename.
+
+        Raises:
+            CacheError: its info has a seal, and that is of another content.
+        """
         for path in folder.iterdir():
             if path.name not in ("root", "volumes"):
                 remove_tree(path) if path.is_dir() else path.unlink()
-        info = {**info, SEAL: plain(seal_of(folder))}
+        info = {SEAL: (seal := plain(seal_of(folder))), **info}
+        if info[SEAL] != seal:
+            raise CacheError(f"layer {folder.name[:12]} is not as its seal says")
         (folder / INFO).write_bytes(canonical_json(info))  # on the disk with the rest
         (folder / UNSYNCED).write_text(boot_id())
         target = self.layers / folder.name
