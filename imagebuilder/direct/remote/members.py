@@ -98,6 +98,8 @@ def check(member: Member) -> None:
         raise refused("its size or its time is out of bounds", path)
     if not (0 <= member.uid < OWNER_LIMIT and 0 <= member.gid < OWNER_LIMIT and 0 <= member.mode <= 0o7777):
         raise refused("its owner or its mode is out of bounds", path)
+    if member.kind == SYMLINK and member.mode != 0o777:  # Linux knows no other
+        raise refused("its mode is out of bounds", path)
     names = [name for name, _ in member.xattrs]
     if len(set(names)) < len(names) or any(not kept(name, path) or "=" in name or "\0" in name for name in names):
         raise refused("an extended attribute that does not belong there", path)
