@@ -1,4 +1,4 @@
-"""A layer's archive: whatever goes in comes out, in the same bytes each time, and a hostile one writes nothing outside."""
+"""A layer's archive: what goes in comes out, in the same bytes each time, and a hostile one writes nothing outside."""
 
 from __future__ import annotations
 
@@ -218,6 +218,7 @@ def member(path: bytes, kind: bytes = members.FILE, **changes: Any) -> Member:
     return Member(**({"path": path, "kind": kind, "mode": 0o644, "uid": 0, "gid": 0, "mtime_ns": 0} | changes))
 
 
+LEAVES = member(b"root/a", members.SYMLINK, mode=0o777, target=b"../../outside")
 FOLDERS = [member(b"root", members.FOLDER), member(b"volumes", members.FOLDER)]
 
 
@@ -251,10 +252,8 @@ HOSTILE: Mapping[str, tuple[list[Member], str]] = {
     "empty part": ([member(b"root//file")], "leads elsewhere"),
     "dot": ([member(b"root/./file")], "leads elsewhere"),
     "no parent": ([member(b"root/a/b")], "not there"),
-    "through a link": ([member(b"root/a", members.SYMLINK, mode=0o777, target=b"../../outside"), member(b"root/a/new")], "not there"),
-    "link as a folder": (
-        [member(b"root/a", members.SYMLINK, mode=0o777, target=b"../../outside"), member(b"root/a", members.FOLDER)], "twice",
-    ),
+    "through a link": ([LEAVES, member(b"root/a/new")], "not there"),
+    "link as a folder": ([LEAVES, member(b"root/a", members.FOLDER)], "twice"),
     "twice": ([member(b"root/a"), member(b"root/a")], "twice"),
     "folder twice": ([member(b"root", members.FOLDER)], "twice"),
     "hard link out": ([member(b"root/a", members.LINK, target=b"../outside/file")], "outside of the layer"),

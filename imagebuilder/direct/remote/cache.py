@@ -14,23 +14,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from imagebuilder.direct.elsewhere import fits
+from imagebuilder.config import ANYONE
+from imagebuilder.direct.elsewhere import SECONDS, Sharing, fits
 from imagebuilder.direct.layers import Layer, LayerStore
 from imagebuilder.direct.remote.archive import read_archive, write_archive
 from imagebuilder.direct.remote.statement import (
+    KEYS_HINT,
     MAX_ARCHIVE,
     MAX_STATEMENT,
     MAX_UNPACKED,
     PrivateKey,
     PublicKey,
     Statement,
+    load_signer,
+    load_trusted,
     parse_statement,
 )
-from imagebuilder.direct.remote.storage import RemoteError, Storage, Watch, Watched, within
-from imagebuilder.errors import ArtifactError, CacheError, HostError, UntrustedError
+from imagebuilder.direct.remote.storage import RemoteError, Storage, Watch, Watched, open_storage, within
+from imagebuilder.errors import ArtifactError, CacheError, HostError, UntrustedError, UsageError
 from imagebuilder.events import Stage
+from imagebuilder.sources.addresses import safe_url
 
-SECONDS = 120.0  # for all layers of a bake; a stack of 250 MB at 20 Mbit/s takes 100
 FAULTS = (RemoteError, UntrustedError, ArtifactError, CacheError, HostError, OSError)  # what a remote may do to us
 T = TypeVar("T")
 
@@ -103,12 +107,12 @@ class RemoteCache:
             read_archive(file, folder, unpacked=statement.unpacked, until=start + self._left())
             self._used += time.monotonic() - start
 
-    def push(self, layers: Sequence[Layer], scratch: Path, stage: Stage) -> int:
+    def push(self, layers: Sequence[Layer], store: LayerStore, stage: Stage) -> int:
         """Give layers to the remote, those that it does not have; return how many it has got.
 
         Args:
             layers: which.
-            scratch: a folder with room for an archive.
+            store: has room for an archive.
             stage: is told what is pushed, and what is wrong.
         """
         self._used, count = 0.0, 0
@@ -119,7 +123,7 @@ class RemoteCache:
                 if layer.id in self._taken or self._there(layer.id):
                     continue
                 stage.note(f"layer {layer.info['name']} goes to {self.name}")
-                with tempfile.TemporaryFile(dir=scratch) as file:
+                with store.scratch(f"push-{layer.id}") as folder, tempfile.TemporaryFile(dir=folder) as file:
                     self._give(layer, file, stage)
                 count += 1
             except FAULTS as error:
@@ -179,3 +183,28 @@ def _pack(layer: Layer, out: _Counted) -> Statement:
     """Write a layer's archive, and return what can be said of it."""
     unpacked = write_archive(layer.path, out)
     return Statement(layer=layer.id, info=layer.info, sha256=out.digest.hexdigest(), size=out.size, unpacked=unpacked)
+
+
+def open_remote(sharing: Sharing) -> RemoteCache:
+    """Return the remote cache that a user wants; nobody is asked yet.
+
+    Raises:
+        UsageError: the address is none, or it is not said who is trusted.
+        DataError, HostError: a key is none, or cannot be read.
+        ToolMissingError: the library for it is not installed.
+    """
+    sign = load_signer(sharing.sign) if sharing.sign else None
+    trusted = [load_trusted(path) for path in sharing.trust]
+    if sign is not None:
+        trusted.append(sign.public_key())
+    if not (trusted or sharing.anyone):
+        raise UsageError(
+            "a remote cache is used only when it is said whose layers are trusted there",
+            hint=f'[cache] trust = ["layers.pub"], or trust = "{ANYONE}"',
+        )
+    if sharing.push and sign is None and not sharing.anyone:
+        raise UsageError("what is pushed has to be signed", hint=f'[cache] sign = "layers.key"; {KEYS_HINT}')
+    return RemoteCache(
+        name=safe_url(sharing.remote), storage=open_storage(sharing.remote), sign=sign, seconds=sharing.seconds,
+        trusted=None if sharing.anyone else trusted,
+    )  # fmt: skip

@@ -28,7 +28,6 @@ from imagebuilder.content import canonical_json
 from imagebuilder.direct.seals import SEAL
 from imagebuilder.errors import DataError, HostError, UntrustedError
 
-ANYONE = "anyone-who-can-write-there"  # in the place of keys
 API_VERSION, KIND = "imagebuilder/v1", "Layer"
 MAX_STATEMENT = 1 << 20  # bytes; that of a runtime layer with 150 packages has 20 KB
 MAX_ARCHIVE = 4 << 30  # bytes; S3 takes 5 GB at once; a base layer has 90 MB
