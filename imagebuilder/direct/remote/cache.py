@@ -152,6 +152,8 @@ class RemoteCache:
         return max(0.0, self.seconds - self._used)
 
     def _within(self, work: Callable[[Watch], T], show: Callable[[int], None] = lambda done: None) -> T:
+        if not self._left():
+            raise RemoteError(f"it has had its {self.seconds:.0f} s")
         start = time.monotonic()
         try:
             return within(self._left(), work, show)

@@ -146,6 +146,9 @@ def open_storage(url: str) -> Storage:
 
     kinds: dict[str, Callable[[str], Storage]] = {"s3": open_s3, "oci": open_registry}
     kind, found, rest = url.partition("://")
+    if "@" in rest.partition("/")[0]:
+        message = "the address of a remote cache has no user and no password"
+        raise UsageError(message, hint="boto3 and docker's config.json have places for them")
     if not found or not rest or kind not in kinds:
         message = "the address of a remote cache is like s3://bucket/prefix or oci://registry.example:5000/layers"
         raise UsageError(message, hint='[cache] remote = "s3://bucket/prefix"')
