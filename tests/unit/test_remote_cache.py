@@ -24,6 +24,7 @@ from imagebuilder.bake import give
 from imagebuilder.config import ANYONE
 from imagebuilder.content import canonical_json, sha256_bytes
 from imagebuilder.direct.elsewhere import Lower, Sharing, places
+from imagebuilder.direct.engine import DirectEngine, LayerJob
 from imagebuilder.direct.layers import Layer, LayerStore
 from imagebuilder.direct.remote import cache as remote_cache
 from imagebuilder.direct.remote import members
@@ -115,6 +116,28 @@ def test_the_second_builder_gets_the_same_layer(tmp_path: Path, full: Memory, st
     assert (notes(tape)[1:], place.fault) == ([], "")
     place.push([layer], store, stage)  # it knows where that came from
     assert full.asked == ["statement", "archive", "statement"]
+
+
+class Nobody:
+    """Who must not be needed."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(name)
+
+
+def test_an_engine_builds_nothing_that_is_elsewhere(tmp_path: Path, full: Memory, tape: Tape) -> None:
+    job = LayerJob(name="base", id=ID, packages=(), installed={}, steps=(), env={}, binds=(), texts={}, info={})
+    nobody: Any = Nobody()
+    engine = DirectEngine(
+        store=new_store(tmp_path / "second"), runner=nobody, progress=Progress(tape), provision=tmp_path, suite="s",
+        arch="amd64", log=tmp_path / "log", make_repository=nobody, elsewhere=[remote(Memory()), remote(full)],
+    )  # fmt: skip
+    (layer,) = engine.build([job])
+    assert (layer.id, layer.info["name"]) == (ID, "base")
+    assert [event.cached for event in tape.events if event.kind == "done"] == [True]
+    full.asked.clear()
+    engine.build([job])
+    assert full.asked == []  # what is in the cache is not asked for elsewhere
 
 
 def test_what_the_remote_has_is_not_pushed_again(tmp_path: Path, full: Memory, stage: Stage) -> None:

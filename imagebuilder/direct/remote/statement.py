@@ -30,8 +30,8 @@ from imagebuilder.errors import DataError, HostError, UntrustedError
 
 API_VERSION, KIND = "imagebuilder/v1", "Layer"
 MAX_STATEMENT = 1 << 20  # bytes; that of a runtime layer with 150 packages has 20 KB
-MAX_ARCHIVE = 4 << 30  # bytes; S3 takes 5 GB at once; a base layer has 90 MB
-MAX_UNPACKED = 16 << 30  # bytes; there 0.4 GB
+MAX_ARCHIVE = 4 << 30  # bytes; S3 takes 5 GB at once; a base layer has 100 MB
+MAX_UNPACKED = 16 << 30  # bytes; there 0.25 GB
 MAX_KEY_FILE = 16 << 10  # bytes
 KEYS_HINT = "openssl genpkey -algorithm ed25519 -out layers.key && openssl pkey -in layers.key -pubout -out layers.pub"
 
