@@ -56,8 +56,14 @@ class Memory:
     @contextlib.contextmanager
     def archive(self, layer_id: str, sha256: str) -> Iterator[Iterator[bytes]]:
         self.asked.append("archive")
+        if sha256 not in self.archives:
+            raise RemoteError("it answers 404")
         stream = io.BytesIO(self.archives[sha256])
         yield iter(lambda: stream.read(100), b"")
+
+    def has(self, sha256: str) -> bool:
+        self.asked.append("has")
+        return sha256 in self.archives
 
     def push(self, layer_id: str, statement: bytes, archive: io.RawIOBase, sha256: str) -> None:
         self.asked.append("push")
@@ -145,7 +151,19 @@ def test_what_the_remote_has_is_not_pushed_again(tmp_path: Path, full: Memory, s
     layer = store.use(ID)
     assert layer is not None
     assert remote(full).push([layer], store, stage) == 0
-    assert full.asked == ["statement"]
+    assert full.asked == ["statement", "has"]
+
+
+def test_an_archive_that_was_lost_is_pushed_again(tmp_path: Path, full: Memory, stage: Stage, tape: Tape) -> None:
+    full.archives.clear()
+    place = remote(full)
+    assert place.take(ID, INFO, new_store(tmp_path / "second"), stage) is None
+    assert place.fault
+    store = new_store(tmp_path / "first")
+    layer = store.use(ID)
+    assert layer is not None
+    assert remote(full).push([layer], store, stage) == 1
+    assert remote(full).take(ID, INFO, new_store(tmp_path / "second"), stage) is not None
 
 
 def test_what_is_signed_by_others_is_replaced(tmp_path: Path, full: Memory, stage: Stage) -> None:

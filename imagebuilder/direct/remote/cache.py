@@ -133,9 +133,10 @@ class RemoteCache:
     def _there(self, layer_id: str) -> bool:
         """Tell whether the remote has a layer that is good for us; one that is not is replaced."""
         try:
-            return self._within(lambda _: self._statement(layer_id)) is not None
+            statement = self._within(lambda _: self._statement(layer_id))
         except UntrustedError:
             return False
+        return statement is not None and self._within(lambda _: self.storage.has(statement.sha256))
 
     def _give(self, layer: Layer, file: IO[bytes], stage: Stage) -> None:
         statement = self._within(lambda watch: _pack(layer, _Counted(file, watch)))

@@ -67,6 +67,11 @@ class RegistryStorage:
         with self._ask("GET", f"blobs/sha256:{sha256}") as answer:
             yield _pieces(answer)
 
+    def has(self, sha256: str) -> bool:
+        """Tell whether an archive is there; see :class:`imagebuilder.direct.remote.storage.Storage`."""
+        with self._ask("HEAD", f"blobs/sha256:{sha256}", missing=True) as answer:
+            return answer.status_code == 200
+
     def push(self, layer_id: str, statement: bytes, archive: io.RawIOBase, sha256: str) -> None:
         """Put an archive there; see :class:`imagebuilder.direct.remote.storage.Storage`."""
         size = archive.seek(0, os.SEEK_END)
@@ -83,9 +88,8 @@ class RegistryStorage:
             pass
 
     def _upload(self, digest: str, data: bytes | io.RawIOBase, size: int) -> None:
-        with self._ask("HEAD", f"blobs/{digest}", missing=True) as answer:
-            if answer.status_code == 200:
-                return
+        if self.has(digest.removeprefix("sha256:")):
+            return
         with self._ask("POST", "blobs/uploads/") as answer:
             place = urljoin(answer.url, answer.headers.get("Location", ""))
         place += f"{'&' if '?' in place else '?'}digest={digest}"

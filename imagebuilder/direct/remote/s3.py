@@ -52,16 +52,23 @@ class S3Storage:
             with contextlib.closing(answer["Body"]) as body:
                 yield iter(lambda: body.read(CHUNK), b"")
 
-    def push(self, layer_id: str, statement: bytes, archive: io.RawIOBase, sha256: str) -> None:
-        """Put an archive there; see :class:`imagebuilder.direct.remote.storage.Storage`."""
-        client, blob = self._client(), {"Bucket": self._bucket, "Key": self._key("blobs", sha256)}
+    def has(self, sha256: str) -> bool:
+        """Tell whether an archive is there; see :class:`imagebuilder.direct.remote.storage.Storage`."""
         with _named():
             try:
-                client.head_object(**blob)
+                self._client().head_object(Bucket=self._bucket, Key=self._key("blobs", sha256))
             except _errors().ClientError as error:
-                if _code(error) not in ("NoSuchKey", "404"):
-                    raise
-                client.put_object(**blob, Body=archive)
+                if _code(error) in ("NoSuchKey", "404"):
+                    return False
+                raise
+        return True
+
+    def push(self, layer_id: str, statement: bytes, archive: io.RawIOBase, sha256: str) -> None:
+        """Put an archive there; see :class:`imagebuilder.direct.remote.storage.Storage`."""
+        there, client = self.has(sha256), self._client()
+        with _named():
+            if not there:
+                client.put_object(Bucket=self._bucket, Key=self._key("blobs", sha256), Body=archive)
             key = self._key("layers", f"{layer_id}.json")
             client.put_object(Bucket=self._bucket, Key=key, Body=statement, ContentType="application/json")
 

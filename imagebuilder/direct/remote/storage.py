@@ -58,6 +58,9 @@ class Storage(Protocol):
     def archive(self, layer_id: str, sha256: str) -> AbstractContextManager[Iterator[bytes]]:
         """Open an archive; its pieces are as the storage sends them, whatever that is."""
 
+    def has(self, sha256: str) -> bool:
+        """Tell whether an archive is there."""
+
     def push(self, layer_id: str, statement: bytes, archive: io.RawIOBase, sha256: str) -> None:
         """Put an archive there, and then the statement; who sees the statement can have the archive."""
 
