@@ -164,7 +164,8 @@ def _bake(
 def give(layers: Sequence[Layer], elsewhere: Sequence[Elsewhere], store: LayerStore, progress: Progress) -> None:
     """Push layers to where they are shared; whatever goes wrong there is said, and no more."""
     with progress.stage("push", "Layers for the remote cache") as stage:
-        stage.cached = not sum(place.push(layers, store, stage) for place in elsewhere)
+        count = sum(place.push(layers, store, stage) for place in elsewhere)
+        stage.summary = f"Layers for the remote cache: {count} pushed"
 
 
 def _locked(path: Path, plan: BuildPlan, resolver: Resolver) -> Lock:

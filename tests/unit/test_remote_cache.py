@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import zstandard
@@ -190,6 +191,10 @@ def broken(storage: Memory) -> None:
     storage.archive = fail  # type: ignore[method-assign, assignment]
 
 
+def odd(storage: Memory) -> None:
+    storage.statement = lambda *_: urlsplit("http://[")  # type: ignore[method-assign, assignment, return-value]
+
+
 def document(storage: Memory) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(storage.statements[ID])
     return found
@@ -257,6 +262,7 @@ def hostile(storage: Memory) -> None:
 FAULTS = {
     down: "it refused the connection",
     broken: "Connection reset by peer",
+    odd: "its answer is not understood (ValueError: Invalid IPv6 URL)",
     forged: "its signature is wrong",
     unsigned: "it is not signed",
     swapped: "its statement is of another layer",

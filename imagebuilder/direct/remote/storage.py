@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from typing import IO, Protocol, TypeVar
 
 from imagebuilder.content import CHUNK
-from imagebuilder.errors import UsageError
+from imagebuilder.errors import ImagebuilderError, UsageError
 
 T = TypeVar("T")
 LOOK_SECONDS = 0.2  # between two looks at how far it is
@@ -74,16 +74,18 @@ def within(seconds: float, work: Callable[[Watch], T], show: Callable[[int], Non
         show: is called now and then with the bytes so far.
 
     Raises:
-        RemoteError: it was not done in time; the thread is left behind.
-        Exception: what ``work`` raises.
+        RemoteError: it was not done in time, and the thread is left behind; or it ended in a way that has no name.
+        ImagebuilderError, OSError: as ``work`` raises them.
     """
-    watch, results = Watch(), queue.SimpleQueue[tuple[T | None, BaseException | None]]()
+    watch, results = Watch(), queue.SimpleQueue[tuple[T | None, Exception | None]]()
 
     def run() -> None:
         try:
             results.put((work(watch), None))
-        except BaseException as error:
+        except (ImagebuilderError, RemoteError, OSError) as error:
             results.put((None, error))
+        except Exception as error:  # of a library that met an answer which nobody thought of
+            results.put((None, RemoteError(f"its answer is not understood ({type(error).__name__}: {error!s:.80})")))
 
     threading.Thread(target=run, name="remote cache", daemon=True).start()
     until = time.monotonic() + seconds
