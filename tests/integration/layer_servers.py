@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import socket
 import sys
 import time
@@ -61,9 +60,8 @@ def running_s3(root: Path) -> Iterator[str]:
 @contextlib.contextmanager
 def running(argv: list[str | Path], url: str, log: Path) -> Iterator[None]:
     """Run a server; go on when it answers."""
-    env = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
     with log.open("wb") as stream:
-        child = process.spawn(argv, env=env, stdout=stream, stderr=stream)
+        child = process.spawn(argv, stdout=stream, stderr=stream)
     try:
         for _ in range(600):
             with contextlib.suppress(UnreachableError):
