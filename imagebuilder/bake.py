@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from imagebuilder import __version__, resources
 from imagebuilder.artifacts import containerd_version, packing, write_artifact
 from imagebuilder.content import at_most, canonical_json, content_id, sha256_bytes, sha256_file, write_atomic
 from imagebuilder.direct.disk import VERSION, DiskSpec, write_disk
+from imagebuilder.direct.elsewhere import Elsewhere, Sharing, places
 from imagebuilder.direct.jobs import installed_packages, layer_jobs
 from imagebuilder.direct.layerjob import LayerJob
 from imagebuilder.direct.layers import Layer, LayerStore
@@ -42,6 +43,7 @@ class BakeOptions:
         offline: take everything from the cache.
         locked: a lock file: take exactly what it names.
         jobs: how many cores compress and hash at most; None is all.
+        sharing: with whom layers are shared.
         var_files: values of Packer's variables, credentials among them; only their paths are handed on.
     """
 
@@ -51,6 +53,7 @@ class BakeOptions:
     offline: bool = False
     locked: Path | None = None
     jobs: int | None = None
+    sharing: Sharing = field(default_factory=Sharing)
     var_files: tuple[Path, ...] = ()
 
 
@@ -91,10 +94,10 @@ def _choose(plan: BuildPlan, options: BakeOptions, runner: Runner, progress: Pro
         raise PrivilegeError("the direct engine must run as root", hint="sudo imagebuilder bake ...")
     require_tools()
     cache, folder = options.cache.absolute(), options.output.absolute() / plan.id
-    with LayerStore(cache) as store:
+    with LayerStore(cache) as store, places(options.sharing, offline=options.offline) as elsewhere:
         store.sweep()
         logs = cache if store.writable else options.output.absolute()
-        return _bake(plan, options, store, folder, runner, progress, new_log(logs / "logs", plan.id))
+        return _bake(plan, options, store, elsewhere, folder, runner, progress, new_log(logs / "logs", plan.id))
 
 
 def require_unlocked(options: BakeOptions) -> None:
@@ -108,8 +111,8 @@ def require_unlocked(options: BakeOptions) -> None:
 
 
 def _bake(
-    plan: BuildPlan, options: BakeOptions, store: LayerStore, folder: Path, runner: Runner, progress: Progress,
-    log: Path,
+    plan: BuildPlan, options: BakeOptions, store: LayerStore, elsewhere: Sequence[Elsewhere], folder: Path,
+    runner: Runner, progress: Progress, log: Path,
 ) -> BakeResult:  # fmt: skip
     # 1. what exactly
     cache = options.cache.absolute()
@@ -141,6 +144,7 @@ def _bake(
     engine = DirectEngine(
         store=store, runner=runner, progress=progress, provision=resources.folder("provision"),
         suite=plan.profile.suite, arch=plan.cell.arch, log=log, make_repository=repository,
+        elsewhere=elsewhere,
     )  # fmt: skip
     layers, tools = engine.build_all(jobs, lock.packages["tools"])
     store.sync()
@@ -153,7 +157,18 @@ def _bake(
             write_artifact(disk, new, packed, lambda done, all_: stage.update(done, all_, "B"))
         with progress.stage("manifest", "Manifest and checksums"):
             store.settle()
-            return publish(folder, artifact, artifact_id, manifest_data(plan, lock, layers, progress))
+            result = publish(folder, artifact, artifact_id, manifest_data(plan, lock, layers, progress))
+    # 4. what others can use
+    if options.sharing.push:
+        give([*layers, *tools[1:]], elsewhere, store, progress)
+    return result
+
+
+def give(layers: Sequence[Layer], elsewhere: Sequence[Elsewhere], store: LayerStore, progress: Progress) -> None:
+    """Push layers to where they are shared; whatever goes wrong there is said, and no more."""
+    with progress.stage("push", "Layers for the remote cache") as stage:
+        count = sum(place.push(layers, store, stage) for place in elsewhere)
+        stage.summary = f"Layers for the remote cache: {count} pushed"
 
 
 def _locked(path: Path, plan: BuildPlan, resolver: Resolver) -> Lock:

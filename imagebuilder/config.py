@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -68,6 +68,33 @@ class Budgets(Strict):
     open_ports: _Count | None = Field(default=None, description="Sockets that listen on more than loopback.")
 
 
+ANYONE = "anyone-who-can-write-there"  # in the place of keys
+
+
+class Cache(Strict):
+    """With whom layers are shared."""
+
+    lower: Paths = Field(
+        default=(), description="Other cache folders, which may be read-only: their layers are used where they are."
+    )
+    remote: str = Field(
+        default="",
+        description="Where builders share layers: s3://BUCKET/PREFIX, or oci://HOST:PORT/REPOSITORY.",
+        pattern=r"^((s3|oci)://[!-~]+)?$",
+    )
+    push: bool = Field(default=False, description="Give the remote cache the layers that it does not have.")
+    trust: Paths | Literal["anyone-who-can-write-there"] = Field(
+        default=(), description="Public keys that may sign its layers; without one, the word says who is trusted."
+    )
+    sign: Annotated[Path, Field(strict=False)] | None = Field(
+        default=None, description="Private key that signs what is pushed; what it has signed is trusted too."
+    )
+    seconds: Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)] = Field(
+        default=120.0,
+        description="What a bake may wait for the remote cache to give layers, and once more to take some.",
+    )
+
+
 AnyMirror = Annotated[Mirror, BeforeValidator(_table, json_schema_input_type=str | Mirror)]
 
 
@@ -92,6 +119,7 @@ class Config(Strict):
     budgets: Budgets = Field(
         default_factory=Budgets, description="What the image may cost; more fails its verification."
     )
+    cache: Cache = Field(default_factory=Cache, description="With whom layers are shared.")
     waivers: Mapping[str, Annotated[str, Field(pattern=r"\S")]] = Field(
         default={}, description="Why the failure of a check is accepted, by the check's id."
     )
@@ -111,8 +139,15 @@ def load_config(path: Path) -> Config:
         "trust": tuple(folder / item for item in config.trust),
         "image": tuple(str(folder / item) if image_is_path(item) else item for item in config.image),
         "source": {name: absolute_source(source, folder) for name, source in config.source.items()},
+        "cache": _absolute(config.cache, folder),
     }
     return config.model_copy(update=changes)
+
+
+def _absolute(cache: Cache, folder: Path) -> Cache:
+    trust = cache.trust if isinstance(cache.trust, str) else tuple(folder / item for item in cache.trust)
+    lower, sign = tuple(folder / item for item in cache.lower), cache.sign and folder / cache.sign
+    return cache.model_copy(update={"lower": lower, "trust": trust, "sign": sign})
 
 
 def image_is_path(image: str) -> bool:

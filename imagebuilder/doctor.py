@@ -14,6 +14,7 @@ from typing import Literal
 
 from imagebuilder import process, resources
 from imagebuilder.compat import parse_version
+from imagebuilder.direct.remote.s3 import INSTALL as S3_INSTALL
 from imagebuilder.errors import ImagebuilderError, ToolMissingError
 from imagebuilder.process import Runner
 from imagebuilder.profiles import load_profile, profile_names
@@ -22,11 +23,12 @@ from imagebuilder.targets import target_names
 from imagebuilder.vm.accel import QEMU, QEMU_PACKAGE, Accelerator, accelerator
 from imagebuilder.vm.machine import Firmware, find_firmware
 
-Area = Literal["bake", "repositories", "modules", "boot"]
+Area = Literal["bake", "repositories", "modules", "sharing", "boot"]
 AREAS: dict[Area, str] = {
     "bake": "baking with the direct engine",
     "repositories": "packages from repositories outside the distribution",
     "modules": "building programs from Go modules",
+    "sharing": "sharing layers on S3",
     "boot": "booting images under QEMU",
 }
 GIB = 1 << 30
@@ -47,6 +49,7 @@ class Host:
     firmware: Callable[[], Firmware] = find_firmware
     accelerate: Callable[[Runner, Path], Accelerator] = accelerator
     has_pip: bool = field(default_factory=lambda: importlib.util.find_spec("pip") is not None)
+    has_boto3: bool = field(default_factory=lambda: importlib.util.find_spec("boto3") is not None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,6 +185,10 @@ def _go(host: Host) -> Answer:
     return Answer(good=False, text=f"{said}, Go {wanted} is needed, and there is no pip to fetch it")
 
 
+def _boto3(host: Host) -> Answer:
+    return Answer(good=host.has_boto3, text="installed" if host.has_boto3 else "not installed")
+
+
 def _firmware(host: Host) -> Answer:
     try:
         return Answer(good=True, text=str(host.firmware().code))
@@ -221,6 +228,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     _tool("repositories", "gpg", "gpg"),
     Check(area="modules", name="go", probe=_go, hint="install Go from https://go.dev/dl/"),
+    Check(area="sharing", name="boto3", probe=_boto3, needed=False, hint=S3_INSTALL),
     _tool("boot", QEMU, QEMU_PACKAGE),
     Check(area="boot", name="UEFI firmware", probe=_firmware, needed=False, package="ovmf"),
     _tool("boot", "ssh", "openssh-client"),

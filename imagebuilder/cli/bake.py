@@ -14,9 +14,11 @@ import click
 from imagebuilder.cli.output import json_option, print_json, size, table
 from imagebuilder.cli.request import request_options
 from imagebuilder.cli.settings import Settings, cache_option
+from imagebuilder.cli.sharing import sharing_options
 
 if TYPE_CHECKING:
     from imagebuilder.bake import BakeResult
+    from imagebuilder.direct.elsewhere import Sharing
     from imagebuilder.model import BuildRequest
 
 Level = Literal["full", "offline", "none"]
@@ -59,11 +61,12 @@ NEXT = {
     help="What is proven of the image: its files and how it boots, its files alone, or nothing. One that is not right"
     " fails the bake.  [default: full, where a guest can run]",
 )  # fmt: skip
+@sharing_options
 @json_option
 @cache_option
 @click.pass_obj
 def command(
-    settings: Settings, request: BuildRequest, output: Path, refresh: bool, offline: bool,
+    settings: Settings, request: BuildRequest, sharing: Sharing, output: Path, refresh: bool, offline: bool,
     locked: Path | None, jobs: int | None, var_files: tuple[Path, ...], level: Level | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Build a machine image.
@@ -85,7 +88,7 @@ def command(
         raise UsageError("--refresh asks for new versions, --locked takes the old ones", hint="give one of them")
     options = BakeOptions(
         output=output, cache=settings.cache, refresh=refresh, offline=offline, locked=locked, jobs=jobs,
-        var_files=var_files,
+        sharing=sharing, var_files=var_files,
     )  # fmt: skip
     start = time.monotonic()
     result = bake(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from imagebuilder.cli import sharing
 from imagebuilder.cli.output import json_option, print_json, size, table
 from imagebuilder.cli.settings import Settings, cache_option
 
@@ -39,7 +40,11 @@ def amount(value: str) -> int:
 @click.group("cache")
 @cache_option
 def command() -> None:
-    """Show or empty the cache."""
+    """Show, empty or share the cache."""
+
+
+command.add_command(sharing.push)
+command.add_command(sharing.pull)
 
 
 @command.command("list")

@@ -24,7 +24,7 @@ VERBS: Mapping[str, str] = {
     "list": "List what can be built: os, targets, cells or kubernetes.",
     "steps": "List the steps of the recipe.",
     "doctor": "Check what this host has for baking and booting.",
-    "cache": "Show or empty the cache.",
+    "cache": "Show, empty or share the cache.",
     "pki": "Make and renew the certificates of a cluster.",
     "data": "Make, show, check and deliver data packages: what makes an image into one node.",
     "box": "Keep a catalog of Vagrant boxes.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 from imagebuilder.content import content_id, write_atomic
 from imagebuilder.direct.bootstrap import DPKG_OPTIONS, bootstrap
 from imagebuilder.direct.disk import VOLUMES
+from imagebuilder.direct.elsewhere import Elsewhere
 from imagebuilder.direct.fastroot import fast_root
 from imagebuilder.direct.layerjob import LayerJob
 from imagebuilder.direct.layers import Layer, LayerStore, full_disk_named
@@ -40,6 +41,7 @@ class DirectEngine:
 
     Attributes:
         make_repository: writes a local repository of exactly these packages into a folder, and returns it.
+        elsewhere: who may have a layer that the store does not have, in this order.
         provision: the ``provision`` folder.
         suite, arch: in the distribution's names.
         log: file for all output.
@@ -53,6 +55,7 @@ class DirectEngine:
     arch: str
     log: Path
     make_repository: MakeRepository = field(repr=False)
+    elsewhere: Sequence[Elsewhere] = ()
 
     def build_all(
         self, jobs: Sequence[LayerJob], tools: Sequence[LockedPackage]
@@ -82,8 +85,7 @@ class DirectEngine:
         layers = list(below)
         for job in jobs:
             with self.progress.stage(f"layer:{job.name}", f"Layer {job.name}") as stage:
-                found = self.store.use(job.id, stage.note)
-                stage.cached = found is not None
+                found = self._found(job.id, job.whole_info, stage)
                 with full_disk_named(self.store.staging):
                     layers.append(found or self._used(self._build(job, layers, stage)))
         return layers
@@ -97,12 +99,20 @@ class DirectEngine:
             }
         )  # fmt: skip
         with self.progress.stage("layer:tools", "Programs that write the disk") as stage:
-            found = self.store.use(tools_id, stage.note)
-            stage.cached = found is not None
+            info = {"name": "tools", "id": tools_id}
+            found = self._found(tools_id, info, stage)
             if found is None:
                 with full_disk_named(self.store.staging):
-                    found = self._used(self._unpack_tools(tools_id, base, packages, stage))
+                    found = self._used(self._unpack_tools(info, base, packages, stage))
         return [base, found]
+
+    def _found(self, layer_id: str, info: Mapping[str, object], stage: Stage) -> Layer | None:
+        """Return a layer that is made already: the store's, or one from elsewhere."""
+        found = self.store.use(layer_id, stage.note)
+        taken = (place.take(layer_id, info, self.store, stage) for place in self.elsewhere if found is None)
+        found = found or next((layer for layer in taken if layer), None)
+        stage.cached = found is not None
+        return found
 
     def _build(self, job: LayerJob, below: Sequence[Layer], stage: Stage) -> Layer:
         with self.store.building(job.id, stage.note) as folder:
@@ -117,7 +127,7 @@ class DirectEngine:
             # The mount point that the sandbox made for it.
             (folder / "root/usr/sbin/policy-rc.d").unlink(missing_ok=True)
             self._check_installed(job, folder)
-            return self.store.commit(folder, {"name": job.name, "id": job.id, **job.info})
+            return self.store.commit(folder, job.whole_info)
 
     def _bootstrap(self, job: LayerJob, folder: Path, repository: Path, stage: Stage) -> None:
         root = folder / "root"
@@ -212,10 +222,12 @@ class DirectEngine:
                 context="\n".join(wrong[:10]), hint=f"the whole log is in {self.log}",
             )  # fmt: skip
 
-    def _unpack_tools(self, tools_id: str, base: Layer, packages: Sequence[LockedPackage], stage: Stage) -> Layer:
-        with self.store.building(tools_id, stage.note) as folder:
+    def _unpack_tools(
+        self, info: Mapping[str, str], base: Layer, packages: Sequence[LockedPackage], stage: Stage
+    ) -> Layer:
+        with self.store.building(info["id"], stage.note) as folder:
             if folder is None:
-                return self._finished(tools_id)
+                return self._finished(info["id"])
             repository = self.make_repository(packages, folder / "repository", stage)
             # Through the base's own links (/bin -> usr/bin), or the folders would hide them.
             unpack = (
@@ -225,7 +237,7 @@ class DirectEngine:
             mounts = [*self._tree(folder, [base]), Bind(source=repository, target=f"{INSIDE}/repository")]
             argv = command(folder / "mnt", mounts, ["/bin/sh", "-euc", unpack])
             self.runner.run(argv, log=self.log, timeout=600)
-            return self.store.commit(folder, {"name": "tools", "id": tools_id})
+            return self.store.commit(folder, info)
 
     def _finished(self, layer_id: str) -> Layer:
         layer = self.store.get(layer_id)

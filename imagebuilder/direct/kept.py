@@ -72,18 +72,19 @@ class Kept:
 
 
 def kept(disk: VirtualDisk, layers: Sequence[Layer], kind: str, size: int) -> Kept:
-    """Return where a disk's clusters are kept; read-only layers keep no more than they have.
+    """Return where a disk's clusters are kept.
 
     Args:
         disk: whose clusters are written.
-        layers: that it is made from, as long as it is used.
+        layers: that it is made from, as long as it is used; nothing is kept of those that are not to be written to.
         kind: how clusters are compressed, by what, in which version.
         size: bytes of a cluster.
     """
-    for layer in layers:
+    own = [layer for layer in layers if layer.writable]
+    for layer in own:
         with contextlib.suppress(OSError):
             (layer.path / FOLDER).mkdir(exist_ok=True)
-    folders = {os.fsencode(layer.path) + b"/": layer.path for layer in layers if (layer.path / FOLDER).is_dir()}
+    folders = {os.fsencode(layer.path) + b"/": layer.path for layer in own if (layer.path / FOLDER).is_dir()}
     return Kept(disk=disk, folders=folders, kind=kind, size=size)
 
 

@@ -35,3 +35,8 @@ class LayerJob:
     texts: Mapping[str, str]
     info: Mapping[str, object]
     fast: bool = True
+
+    @property
+    def whole_info(self) -> dict[str, object]:
+        """Return what ``layer.json`` says, but for the seal."""
+        return {"name": self.name, "id": self.id, **self.info}

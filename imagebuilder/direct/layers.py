@@ -55,11 +55,12 @@ def silent(text: str) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layer:
-    """A finished layer: its id, its folder, and the plain data of its ``layer.json``."""
+    """A finished layer: id, folder, the plain data of its ``layer.json``, and whether more may be put beside that."""
 
     id: str
     path: Path
     info: Mapping[str, Any]
+    writable: bool = True
 
     @property
     def root(self) -> Path:
@@ -80,9 +81,12 @@ class LayerStore:
     Args:
         cache: the cache folder; made when it is not there.
         start: starts a program in the background, as :func:`process.spawn` does.
+        read_only: take layers from it, and make and remove none, whoever may.
     """
 
-    def __init__(self, cache: Path, start: Callable[..., process.Child] = process.spawn) -> None:
+    def __init__(
+        self, cache: Path, start: Callable[..., process.Child] = process.spawn, *, read_only: bool = False
+    ) -> None:
         self._start = start
         self._made: list[str] = []  # not begun to be brought to the disk
         self._syncing: dict[str, process.Child] = {}
@@ -90,9 +94,9 @@ class LayerStore:
         weakref.finalize(self, _close, self._used)
         self.unpacked = cache / "debs/unpacked"  # of the packages beside it; see direct.debcache
         self.layers, self.staging, self.locks = (cache / name for name in ("layers", "tmp", "locks"))
-        self.writable = writable(cache)
+        self.writable = not read_only and writable(cache)
         try:
-            for folder in (self.layers, self.staging, self.locks):
+            for folder in (self.layers, self.staging, self.locks) if not read_only else ():
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             message = f"the cache folder {cache} cannot be used: {error.strerror}"
@@ -200,10 +204,9 @@ class LayerStore:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            message = f"{path / INFO} is not a JSON object"
-            raise CacheError(message, hint=f"rm -r {path}") from error
+            raise CacheError(f"{path / INFO} is not a JSON object", hint=f"rm -r {path}") from error
         mark_used(path / INFO)
-        return Layer(id=layer_id, path=path, info=info)
+        return Layer(id=layer_id, path=path, info=info, writable=self.writable)
 
     @contextlib.contextmanager
     def building(self, layer_id: str, say: Say = silent) -> Iterator[Path | None]:
@@ -229,11 +232,17 @@ class LayerStore:
                 remove_tree(folder)
 
     def commit(self, folder: Path, info: Mapping[str, Any]) -> Layer:
-        """Turn a filled folder into the layer that it is named after: all else out, info last, rename."""
+        """Turn a filled folder into the layer that it is named after: all else out, info last, rename.
+
+        Raises:
+            CacheError: its info has a seal, and that is of another content.
+        """
         for path in folder.iterdir():
             if path.name not in ("root", "volumes"):
                 remove_tree(path) if path.is_dir() else path.unlink()
-        info = {**info, SEAL: plain(seal_of(folder))}
+        info = {SEAL: (seal := plain(seal_of(folder))), **info}
+        if info[SEAL] != seal:
+            raise CacheError(f"layer {folder.name[:12]} is not as its seal says")
         (folder / INFO).write_bytes(canonical_json(info))  # on the disk with the rest
         (folder / UNSYNCED).write_text(boot_id())
         target = self.layers / folder.name
@@ -315,8 +324,7 @@ class LayerStore:
 
     def unused_since(self, seconds: float) -> list[Layer]:
         """Return the layers that no bake has used for ``seconds``."""
-        limit = time.time() - seconds
-        return [layer for layer in self if _last_use(layer.path / INFO) < limit]
+        return [layer for layer in self if _last_use(layer.path / INFO) < time.time() - seconds]
 
 
 def _close(descriptors: list[int]) -> None:

@@ -38,7 +38,7 @@ def stamp_of(layer: Path) -> str:
         OSError: it is not there, or something in it cannot be looked at.
     """
     digest = hashlib.sha256()
-    for name, status in _walk(layer):
+    for name, status in walk(layer):
         digest.update(_line(name, status))
     return digest.hexdigest()
 
@@ -51,7 +51,7 @@ def seal_of(layer: Path) -> Seal:
     """
     stamp, content = hashlib.sha256(), hashlib.sha256()
     base = os.fsencode(layer)
-    for name, status in _walk(layer):
+    for name, status in walk(layer):
         line = _line(name, status)
         stamp.update(line)
         path = os.path.join(base, name)  # noqa: PTH118 - bytes: names need not be UTF-8
@@ -78,8 +78,8 @@ def damage_of(layer: Path, info: Mapping[str, Any], *, full: bool = False) -> st
     return "" if same else "its files are not as they were made"
 
 
-def _walk(layer: Path) -> Iterator[tuple[bytes, os.stat_result]]:
-    """Yield everything below a layer's folders, by name; no link is followed."""
+def walk(layer: Path) -> Iterator[tuple[bytes, os.stat_result]]:
+    """Yield path in the layer and status of everything in its folders, parents first, by name; no link is followed."""
     base = os.fsencode(layer)
     todo = [folder.encode() for folder in reversed(FOLDERS)]
     yield from ((name, os.lstat(os.path.join(base, name))) for name in reversed(todo))  # noqa: PTH118

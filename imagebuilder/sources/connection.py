@@ -165,7 +165,7 @@ def _request(method: str, url: str, headers: Mapping[str, str], seconds: float, 
             # an auth that adds nothing keeps requests from replacing our Authorization by one of ~/.netrc
             auth=(lambda request: request) if "Authorization" in headers else None,
             timeout=(seconds, max(seconds, stall)),
-            allow_redirects=False, stream=True, verify=_certificates(),
+            allow_redirects=False, stream=True, verify=certificates(),
         )  # fmt: skip
     except BaseException:
         session.close()
@@ -173,7 +173,8 @@ def _request(method: str, url: str, headers: Mapping[str, str], seconds: float, 
     return Answer(url, session, response, stall)
 
 
-def _certificates() -> str | bool:
+def certificates() -> str | bool:
+    """Return the file of the authorities that are trusted; True is Python's own list."""
     named = [os.environ[name] for name in CA_VARIABLES if os.environ.get(name)]
     return next((bundle for bundle in (*named, *CA_BUNDLES) if Path(bundle).exists()), True)
 

@@ -23,12 +23,20 @@ ID = "1" * 64
 BUILDER = """
 import sys
 from pathlib import Path
+from imagebuilder.direct.elsewhere import Sharing, places
 from imagebuilder.direct.layers import LayerStore
+from imagebuilder.events import Progress
 
 def say(text):
     print(text, flush=True)
 
-with LayerStore(Path(sys.argv[1])) as store:
+lower = tuple(map(Path, sys.argv[3:]))
+with LayerStore(Path(sys.argv[1])) as store, places(Sharing(lower=lower)) as elsewhere:
+    with Progress().stage("layer") as stage:
+        stage.note = say
+        for place in elsewhere:
+            if place.take(sys.argv[2], None, store, stage):
+                sys.exit()
     if store.use(sys.argv[2], say):
         say("found")
     else:
@@ -46,8 +54,10 @@ Builder = subprocess.Popen[bytes]
 
 
 @contextmanager
-def builder(cache: Path, layer_id: str = ID, wrapper: tuple[str, ...] = ()) -> Iterator[Builder]:
-    argv = [*wrapper, sys.executable, "-c", BUILDER, str(cache), layer_id]
+def builder(
+    cache: Path, layer_id: str = ID, wrapper: tuple[str, ...] = (), lower: tuple[Path, ...] = ()
+) -> Iterator[Builder]:
+    argv = [*wrapper, sys.executable, "-c", BUILDER, str(cache), layer_id, *map(str, lower)]
     child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
     try:
         yield child
@@ -140,3 +150,25 @@ def test_a_folder_on_a_read_only_file_system_can_be_used(tmp_path: Path) -> None
     failed = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
     assert "is read-only: it cannot take the layer 222222222222" in failed.stderr.splitlines()[-1]
     assert "OSError" not in failed.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="mounting needs root and unshare")
+def test_layers_of_a_read_only_folder_are_used_and_others_are_built_beside(tmp_path: Path) -> None:
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    with builder(shared) as child:
+        assert line(child) == "building"
+        go_on(child)
+        assert line(child) == "made"
+        assert child.wait(30) == 0
+    read_only = f'mount --bind "{shared}" "{shared}" && mount -o remount,bind,ro "{shared}" && exec "$@"'
+    wrapper = ("unshare", "-m", "sh", "-c", read_only, "sh")
+    with builder(own, ID, wrapper, (shared,)) as child:
+        assert line(child) == f"taken from {shared}"
+        assert child.wait(30) == 0
+    assert list((own / "layers").iterdir()) == []
+    with builder(own, "2" * 64, wrapper, (shared,)) as child:
+        assert line(child) == "building"
+        go_on(child)
+        assert line(child) == "made"
+        assert child.wait(30) == 0
+    assert [path.name for path in (own / "layers").iterdir()] == ["2" * 64]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from layer_servers import running_registry
 from local_servers import (
     ELF,
     Handler,
@@ -18,7 +16,6 @@ from local_servers import (
     answer,
 )
 
-from imagebuilder import process
 from imagebuilder.content import sha256_bytes, sha256_file
 from imagebuilder.errors import UnreachableError, UnresolvableError, UntrustedError, UsageError
 from imagebuilder.sources.archive import inspect_archive
@@ -39,30 +36,9 @@ def site() -> Iterator[Site]:
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """Run Debian's docker-registry; yield its address and its folder."""
-    program = process.find("docker-registry")
-    if program is None:
-        pytest.skip("docker-registry is not installed (apt-get install docker-registry)")
     root = tmp_path_factory.mktemp("registry")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    config = {
-        "version": 0.1,
-        "storage": {"filesystem": {"rootdirectory": str(root)}},
-        "http": {"addr": f"127.0.0.1:{port}"},
-        "log": {"level": "error", "accesslog": {"disabled": True}},
-    }
-    (root / "config.yml").write_text(json.dumps(config))
-    with (root / "log").open("wb") as log:
-        child = process.spawn([program, "serve", root / "config.yml"], stdout=log, stderr=log)
-    try:
-        for _ in range(100):
-            with contextlib.suppress(UnreachableError):
-                Downloader(connect_timeout=1).probe(f"http://127.0.0.1:{port}/v2/")
-                break
-            time.sleep(0.1)
-        yield f"127.0.0.1:{port}", root
-    finally:
-        process.stop(child)
+    with running_registry(root) as host:
+        yield host, root
 
 
 def push(host: str, image: Image, repository: str, tag: str, archive: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from imagebuilder.config import FILE_NAME, Config, Mirror, image_is_path, load_config
+from imagebuilder.config import ANYONE, FILE_NAME, Cache, Config, Mirror, image_is_path, load_config
 from imagebuilder.errors import DataError
 
 KEY = "DE15B14486CD377B9E876E1A234654DA9A296436"
@@ -39,6 +39,25 @@ def test_relative_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: py
     assert config.trust == (tmp_path / "k.pub",)
     assert config.script == (tmp_path / "a.sh",)
     assert config.source == {"kubernetes": f"file:{tmp_path}/bin", "cni": "distro"}
+
+
+def test_a_cache_is_shared_with_whom_the_file_says(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, "")).cache == Cache()
+    text = 'remote = "s3://bucket/layers"\npush = true\ntrust = ["a.pub", "/b.pub"]\nsign = "a.key"\nlower = ["x"]\n'
+    cache = load_config(write(tmp_path, f"[cache]\n{text}seconds = 30\n")).cache
+    assert (cache.remote, cache.push, cache.seconds) == ("s3://bucket/layers", True, 30)
+    assert (cache.trust, cache.sign) == ((tmp_path / "a.pub", Path("/b.pub")), tmp_path / "a.key")
+    assert cache.lower == (tmp_path / "x",)
+    assert load_config(write(tmp_path, f'[cache]\ntrust = "{ANYONE}"\n')).cache.trust == ANYONE
+
+
+@pytest.mark.parametrize(
+    "line", ['trust = "any"', "seconds = 0", "seconds = inf", 'remote = "http://host/x"', 'remote = "s3://a b"',
+             "push = 1", 'remotes = ""'],
+)  # fmt: skip
+def test_a_cache_that_is_not_meant_like_this_is_refused(line: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"imagebuilder\.toml: \d problem"):
+        load_config(write(tmp_path, f"[cache]\n{line}\n"))
 
 
 def test_mirror_may_have_a_key_of_its_own(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     return Host(
         runner=FakeRunner(), cache=tmp_path / "cache", output=tmp_path / "out", root=True,
         find=lambda name: Path("/bin") / name, firmware=lambda: Firmware(code=tmp_path, variables=tmp_path),
-        accelerate=kvm, has_pip=False,
+        accelerate=kvm, has_pip=False, has_boto3=True,
     )  # fmt: skip
 
 
@@ -119,6 +119,11 @@ def test_overlay_is_really_mounted_where_the_cache_is(host: Host) -> None:
     assert finding.state == "missing"
     assert finding.text == f"an overlay cannot be mounted in {host.cache.parent}: mount: wrong fs type"
     assert "--cache-dir" in finding.hint
+
+
+def test_boto3_is_only_advised(host: Host) -> None:
+    finding = one(replace(host, has_boto3=False), "boto3")
+    assert (finding.state, finding.hint) == ("advice", "pip install 'imagebuilder[s3]'")
 
 
 def test_keyring_is_that_of_the_profiles(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

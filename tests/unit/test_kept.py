@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -154,3 +155,11 @@ def test_where_nothing_can_be_kept_nothing_is(tmp_path: Path) -> None:
     (base.path / FOLDER).rmdir()  # while the disk is written
     assert found.of(range(BATCH), made) == made(range(BATCH))
     assert files(base) == []
+
+
+def test_nothing_is_kept_beside_a_layer_that_is_not_to_be_written_to(tmp_path: Path) -> None:
+    shared = replace(layer(tmp_path, "shared"), writable=False)
+    before = sorted(shared.path.rglob("*"))
+    plain = image(VirtualDisk(SIZE, [piece(0, SIZE, shared)]), tmp_path / "image", 1)
+    assert image(VirtualDisk(SIZE, [piece(0, SIZE, shared)], [shared]), tmp_path / "image", 2) == plain
+    assert sorted(shared.path.rglob("*")) == before

@@ -6,51 +6,24 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from layer_stores import ID, OTHER, Sync, add
 
 from imagebuilder.direct import layers
 from imagebuilder.direct.layers import INFO, UNSYNCED, Layer, LayerStore, disk_usage, full_disk_named, remove_tree
 from imagebuilder.direct.seals import SEAL, damage_of
 from imagebuilder.errors import CacheError, CommandError, HostError, ImagebuilderError, StepError
 
-ID = "1" * 64
-OTHER = "2" * 64
-
-
-class Sync:
-    """Takes the one program that the store starts; ``look`` sees the folder as it is at that moment."""
-
-    def __init__(self, look: Callable[[Path], None] = lambda folder: None, *, code: int = 0) -> None:
-        self.synced: list[str] = []
-        self._look, self._code = look, code
-
-    def __call__(self, argv: Sequence[str], **options: Any) -> Any:
-        program, flag, folder = argv
-        assert (program, flag) == ("sync", "-f")
-        self.synced.append(folder)
-        self._look(Path(folder))
-        return SimpleNamespace(wait=lambda: self._code, poll=lambda: self._code)
-
 
 @pytest.fixture
 def store(tmp_path: Path) -> LayerStore:
     return LayerStore(tmp_path / "cache", Sync())
-
-
-def add(store: LayerStore, layer_id: str, *, used: float | None = None) -> Layer:
-    """Build a layer with one file in it, last used at the time ``used``."""
-    with store.building(layer_id) as folder:
-        assert folder is not None
-        (folder / "root/file").write_text(layer_id)
-        layer = store.commit(folder, {"name": "base", "id": layer_id})
-    if used is not None:
-        os.utime(layer.path / INFO, (used, used))
-    return layer
 
 
 def names(folder: Path) -> list[str]:
@@ -228,7 +201,7 @@ def test_a_read_only_store_can_be_used_and_not_added_to(tmp_path: Path, monkeypa
     read_only(monkeypatch)
     sync = Sync()
     with LayerStore(tmp_path, sync) as store:
-        assert store.use(ID) == layer
+        assert store.use(ID) == replace(layer, writable=False)
         assert store.use(OTHER) is None
         store.sweep()
         assert names(store.staging) == ["of-another"]
