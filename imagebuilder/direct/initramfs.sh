@@ -67,7 +67,7 @@ done
 failed=""
 while read -r name; do
     # A driver for hardware that is not there may refuse to load: that matters only where the root is not found.
-    insmod "/modules/$name.ko" 2> /dev/null || failed="$failed $name"
+    [ -d "/sys/module/$name" ] || insmod "/modules/$name.ko" 2> /dev/null || failed="$failed $name"
 done < /modules/order
 
 [ -z "$stop" ] || give_up "break: a shell before the root is mounted" "$@"
