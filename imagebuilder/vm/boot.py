@@ -32,10 +32,10 @@ NEED_KUBELET = frozenset({"kubelet", "pods"})
 # Where the agent looks for its data package; the SMBIOS table holds 64 KiB, as base64, with the key for ssh.
 DATA_CREDENTIAL, DATA_FILE = "imagebuilder.data", "opt/imagebuilder/data"
 CREDENTIAL_BYTES = 46_000
-# With several processors QEMU up to 8.0 may translate an instruction while another processor replaces it, and keep the
-# old one. The kernel replaces its own by int3 for a moment; no image can be the cause of one that is met later.
+# With several processors QEMU's emulator (seen with 7.2) may run an instruction that another processor has replaced.
+# The kernel replaces its own by int3 for a moment; no image can be the cause of one that is met later.
 SLIPPED = re.compile(r"Oops: int3: 0000")
-SLIPS = 3  # guests: it is seen about once in 200 boots
+SLIPS = 3  # guests: it was seen once, and not in 24 boots of the same image
 POLL_SECONDS = 0.05  # how exact the seconds are; reading a file that has not grown costs microseconds
 
 
