@@ -63,12 +63,18 @@ class Node:
         for name, value in FIRMWARE[kind].items():
             self.put(f"/sys/class/dmi/id/{name}", value.encode() + b"\n")
         self.host = SourceHost(str(self.root), sandbox="")
-        self.host.connect_seconds, self.host.read_seconds = 0.5, 0.5
-        self.host.source_seconds = self.host.disk_seconds = self.host.fetch_seconds = 2.0
+        # More than the agent's own: a good answer is one on a busy machine, too.
+        self.host.connect_seconds = self.host.read_seconds = self.host.source_seconds = 60.0
+        self.host.disk_seconds = self.host.fetch_seconds = self.host.scope_seconds = 60.0
         for name, text in (("mount", MOUNT), ("umount", UMOUNT), ("vmware-rpctool", RPCTOOL)):
             self.program(name, text)
         self.host.commands["vmtoolsd"] = str(folder / "no-vmtoolsd")
         self.host.services = {name: [] for name in self.host.services}  # never the real ones
+
+    def hurry(self) -> None:
+        """Let the agent give up soon, where a test has nothing to wait for."""
+        self.host.connect_seconds = self.host.read_seconds = 0.5
+        self.host.source_seconds = self.host.disk_seconds = self.host.fetch_seconds = 2.0
 
     def program(self, name: str, text: str) -> None:
         """Put a program in the place of another."""

@@ -37,6 +37,11 @@ def named(host: agent.SourceHost, **bases: str) -> agent.SourceHost:
     return host
 
 
+def hurried(node: Node, **bases: str) -> agent.SourceHost:
+    node.hurry()
+    return named(node.host, **bases)
+
+
 def only(found: tuple[list[agent.Candidate], list[agent.Problem]]) -> agent.Candidate:
     assert [problem.text for problem in found[1]] == []
     (candidate,) = found[0]
@@ -247,12 +252,12 @@ def test_a_server_that_misbehaves_is_a_problem_and_no_hang(
     tmp_path: Path, serve: Callable[[socket.socket], None], code: str
 ) -> None:
     with listening(serve) as url:
-        problem = failed(agent.find("net", named(Node(tmp_path, "hcloud").host, hcloud=url.removesuffix("/file"))))
+        problem = failed(agent.find("net", hurried(Node(tmp_path, "hcloud"), hcloud=url.removesuffix("/file"))))
     assert (problem.origin, problem.code) == ("hcloud", code)
 
 
 def test_a_refused_connection_is_a_problem(tmp_path: Path) -> None:
-    host = named(Node(tmp_path, "hcloud").host, hcloud=f"http://127.0.0.1:{free_port()}")
+    host = hurried(Node(tmp_path, "hcloud"), hcloud=f"http://127.0.0.1:{free_port()}")
     assert "refused" in failed(agent.find("net", host)).text
 
 
@@ -298,6 +303,7 @@ def test_the_kernel_line_names_an_address(tmp_path: Path, site: Site) -> None:
     node.put("/proc/cmdline", f"imagebuilder.data={url}".encode())
     assert only(agent.find("net", node.host)).data == PACKAGE
     node.put("/proc/cmdline", b"imagebuilder.data=file:///etc/shadow")
+    node.hurry()
     assert failed(agent.find("net", node.host)).code == "E_SOURCE"
 
 
@@ -349,5 +355,5 @@ def test_a_pointer_to_a_server_that_never_ends_is_given_up(
     tmp_path: Path, serve: Callable[[socket.socket], None]
 ) -> None:
     with listening(serve) as url, pytest.raises(agent.SourceError) as caught:
-        agent.fetch_pointer(pointer(url, bytes(1000)), Node(tmp_path).host, accept)
+        agent.fetch_pointer(pointer(url, bytes(1000)), hurried(Node(tmp_path)), accept)
     assert caught.value.code == "E_SOURCE"

@@ -245,6 +245,7 @@ def test_a_disk_that_fails_is_a_problem(tmp_path: Path, name: str, text: str, sa
     node = Node(tmp_path)
     node.disk("vdb", iso9660("cidata", {"imagebuilder.ibdata": PACKAGE}))
     node.program(name, text)
+    node.hurry()
     candidates, problems = agent.find("local", node.host)
     assert candidates == [] and [problem.origin for problem in problems] == ["cidata:/dev/vdb"]
     assert said in problems[0].text
