@@ -10,7 +10,7 @@ from typing import Any
 LAYERS = ("base", "runtime", "kubernetes", "site")
 BARE_LAYERS = ("base", "site")  # of an image without docker and Kubernetes
 ROOT_BUILDERS = ("mmdebstrap", "fast")  # how the direct engine makes the base layer; the first is the default
-FORMAT_VERSION = 1  # of layers and artifacts; part of every id: raise it when the engine's output changes
+FORMAT_VERSION = 2  # of layers and artifacts; part of every id: raise it when the engine's output changes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

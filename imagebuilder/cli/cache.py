@@ -40,6 +40,9 @@ def amount(value: str) -> int:
 @cache_option
 def command() -> None:
     """Show or empty the cache."""
+    from imagebuilder.userns import enter_where_possible
+
+    enter_where_possible()  # not all that is in an ordinary user's layers is his outside of his namespace
 
 
 @command.command("list")

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from imagebuilder import process
+from imagebuilder.direct.layers import remove_tree
 from imagebuilder.events import Stage
 from imagebuilder.model import LockedPackage
 from imagebuilder.process import Runner, namespaces, pasteable
@@ -75,3 +76,10 @@ def bootstrap(
     for path in (root / "etc/resolv.conf", root / "etc/hostname"):  # mmdebstrap's copies of this host's
         if path.is_file() and not path.is_symlink():
             path.unlink()
+    _empty(root / "dev")
+
+
+def _empty(folder: Path) -> None:
+    """Take away the device nodes, which only root can make; the kernel has its own. So the tree is the same for all."""
+    for path in folder.iterdir():
+        remove_tree(path)
