@@ -93,15 +93,16 @@ def _choose(plan: BuildPlan, options: BakeOptions, runner: Runner, progress: Pro
     require_privileges("baking with the direct engine")
     require_tools()
     cache, folder = options.cache.absolute(), options.output.absolute() / plan.id
-    with _umask(UMASK), LayerStore(cache) as store:
+    with fixed_umask(), LayerStore(cache) as store:
         store.sweep()
         logs = cache if store.writable else options.output.absolute()
         return _bake(plan, options, store, folder, runner, progress, new_log(logs / "logs", plan.id))
 
 
 @contextlib.contextmanager
-def _umask(mask: int) -> Iterator[None]:
-    before = os.umask(mask)
+def fixed_umask() -> Iterator[None]:
+    """Let the umask be the same for whoever bakes, while the block runs."""
+    before = os.umask(UMASK)
     try:
         yield
     finally:

@@ -10,6 +10,7 @@ from imagebuilder.content import content_id, write_atomic
 from imagebuilder.direct.bootstrap import DPKG_OPTIONS, bootstrap
 from imagebuilder.direct.disk import VOLUMES
 from imagebuilder.direct.fastroot import fast_root
+from imagebuilder.direct.imagestore import settle
 from imagebuilder.direct.layers import Layer, LayerStore, full_disk_named
 from imagebuilder.direct.sandbox import INSIDE, Bind, Mount, Overlay, Tmpfs, command
 from imagebuilder.errors import CacheError, CommandError, DeadlineError, StepError
@@ -126,6 +127,7 @@ class DirectEngine:
             # The mount point that the sandbox made for it.
             (folder / "root/usr/sbin/policy-rc.d").unlink(missing_ok=True)
             self._check_installed(job, folder)
+            settle(folder / "volumes/containerd")
             return self.store.commit(folder, {"name": job.name, "id": job.id, **job.info})
 
     def _bootstrap(self, job: LayerJob, folder: Path, repository: Path, stage: Stage) -> None:
