@@ -138,6 +138,15 @@ def mapping(host: Host) -> dict[str, list[str]]:
     return found
 
 
+def grant(host: Host) -> str:
+    """Return the options of usermod(8) that give a user subordinate ids which nobody has."""
+    options = []
+    for file in FILES.values():
+        start = max([FIRST, *(start + count for _, start, count in _entries(host, file))])
+        options.append(f"--add-{file}s {start}-{start + IDS - 1}")
+    return " ".join(options)
+
+
 def _unshare() -> int:
     """Leave this process's user namespace for a new one; return the number of the error, or 0."""
     libc = ctypes.CDLL(None, use_errno=True)  # os.unshare() is of Python 3.12
@@ -160,7 +169,7 @@ def _obstacles(host: Host) -> Iterator[ImagebuilderError]:
         ranges = _subordinate(host, file)
         if (count := sum(count for _, count in ranges)) < IDS - 1:
             has = f"has {count} of the {IDS - 1} ids that are needed" if count else "has no subordinate ids"
-            hint = f"sudo usermod {_grant(host)} {shlex.quote(host.user)}, {OR_ROOT}"
+            hint = f"sudo usermod {grant(host)} {shlex.quote(host.user)}, {OR_ROOT}"
             yield PrivilegeError(f"{without}: {host.user} {has} in {host.etc / file}", hint=hint)
 
 
@@ -174,15 +183,6 @@ def _read(path: Path) -> str:
         return path.read_text("utf-8", "replace").strip()
     except OSError:
         return ""
-
-
-def _grant(host: Host) -> str:
-    """Return usermod's options that give the user ids which nobody has."""
-    options = []
-    for file in FILES.values():
-        start = max([FIRST, *(start + count for _, start, count in _entries(host, file))])
-        options.append(f"--add-{file}s {start}-{start + IDS - 1}")
-    return " ".join(options)
 
 
 def _subordinate(host: Host, file: str) -> Sequence[tuple[int, int]]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imagebuilder.process import RealRunner, Result
+from imagebuilder.userns import Host, grant
 
 PROGRAMS = ("useradd", "userdel", "usermod", "newuidmap", "newgidmap", "setpriv", "unshare")
 
@@ -74,15 +75,8 @@ def other_user() -> Iterator[User]:
     name = f"ib-test-{os.getpid()}"
     subprocess.run(["useradd", "--create-home", "--user-group", name], check=True, capture_output=True)
     try:
-        grant(name)
+        if name not in Path("/etc/subuid").read_text():  # the settings of this machine give none
+            subprocess.run(["usermod", *grant(Host()).split(), name], check=True)
         yield User(name=name, home=Path(pwd.getpwnam(name).pw_dir))
     finally:
         subprocess.run(["userdel", "--remove", name], check=False, capture_output=True)
-
-
-def grant(name: str) -> None:
-    """Give the user subordinate ids, where the machine's own settings did not."""
-    if name not in Path("/etc/subuid").read_text():
-        from imagebuilder.userns import Host, _grant
-
-        subprocess.run(["usermod", *_grant(Host()).split(), name], check=True)

@@ -36,7 +36,7 @@ mkdir -m 0700 closed; echo x > closed/in; chown -R 33:65534 closed
 echo setuid > setuid; chown 33:42 setuid; chmod 6755 setuid
 mkdir -m 1777 sticky; ln 33 hard; ln -s nowhere link; mkfifo -m 0640 pipe; chown -h 33:33 link
 perl -e '
-sub set { syscall(188, $_[0], $_[1], $_[2], length $_[2], 0) == 0 or die "$_[1]: $!" }
+sub set { my ($path, $name, $value) = @_; syscall(188, $path, $name, $value, length $value, 0) == 0 or die "$name: $!" }
 set("setuid", "security.capability", pack("V5", 0x02000001, 1 << 13, 0, 0, 0));
 set("sticky", "user.note", "kept");
 set("0", "system.posix_acl_access", pack("V(vvV)5", 2, 1, 6, 0, 2, 4, 33, 4, 4, 0, 16, 4, 0, 32, 0, 0));
