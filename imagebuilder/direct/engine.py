@@ -19,6 +19,7 @@ from imagebuilder.model import FORMAT_VERSION, LockedPackage
 from imagebuilder.process import Runner
 
 LAYER_SECONDS = 1800  # for all steps of a layer; a cold base takes 35 s on two cores
+UNSTABLE = "/var/cache/ldconfig/aux-cache"  # ldconfig(8): times and numbers of inodes; it is made again where it lacks
 APT_CONF = f"""\
 Dir::Etc::sourcelist "{INSIDE}/sources.list";
 Dir::Etc::sourceparts "-";
@@ -155,7 +156,8 @@ class DirectEngine:
         self._volumes(folder, below[-1] if below else None)
         mounts = [*self._tree(folder, below), *self._inside(folder, repository), *job.binds]
         env = {"IB_PROVISION": f"{INSIDE}/provision", "APT_CONFIG": f"{INSIDE}/apt.conf", **job.env}
-        argv = ["/bin/sh", f"{INSIDE}/provision/run-steps.sh", *job.steps]
+        run = f'/bin/sh {INSIDE}/provision/run-steps.sh "$@"; rm -f {UNSTABLE}'
+        argv = ["/bin/sh", "-ec", run, "sh", *job.steps]
         root = folder / ("mnt" if below else "root")
         try:
             self.runner.run(command(root, mounts, argv, env), log=self.log, on_line=follow, timeout=LAYER_SECONDS)

@@ -41,6 +41,7 @@ set("setuid", "security.capability", pack("V5", 0x02000001, 1 << 13, 0, 0, 0));
 set("sticky", "user.note", "kept");
 set("0", "system.posix_acl_access", pack("V(vvV)5", 2, 1, 6, 0, 2, 4, 33, 4, 4, 0, 16, 4, 0, 32, 0, 0));
 '
+rm -rf /var/log/apt /var/log/*.log /var/lib/dbus/machine-id # as the step site/90-clean does
 rm -r /etc/goes; mkdir /etc/goes; echo new > /etc/goes/one
 """
 
@@ -75,7 +76,7 @@ def bake(cache: Path, out: Path, builder: str, jobs: int | None) -> None:
     engine = smallstack.make_engine(cache)
     out.mkdir()
     found = smallstack.jobs(smallstack.Want(layers=4, attempt=HARD))
-    found[0] = dataclasses.replace(found[0], fast=builder == "fast")
+    found[0] = dataclasses.replace(found[0], fast=builder == "fast", texts={"/etc/apt/sources.list": ""})
     with at_most(jobs), imagebuilder.bake.fixed_umask(), engine.store as store, store.scratch("disk") as work:
         layers = engine.build(found)
         raw = smallstack.disk(engine, layers, work)
