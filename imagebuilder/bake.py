@@ -20,16 +20,18 @@ from imagebuilder.direct.jobs import installed_packages, layer_jobs
 from imagebuilder.direct.layerjob import LayerJob
 from imagebuilder.direct.layers import Layer, LayerStore
 from imagebuilder.direct.sandbox import require_tools
-from imagebuilder.errors import PrivilegeError, UsageError
+from imagebuilder.errors import UsageError
 from imagebuilder.events import Progress, Stage
 from imagebuilder.fetch import Fetcher
 from imagebuilder.model import FORMAT_VERSION, LockedPackage, plain
 from imagebuilder.plan import BuildPlan
 from imagebuilder.process import Runner
 from imagebuilder.resolve import Lock, Resolver
+from imagebuilder.userns import require_privileges
 
 NEW = ".new"  # name of the artifact beside its place, until it is whole
 LOGS_KEPT = 20  # bakes whose logs stay in the cache
+UMASK = 0o022  # of all that is made for an image; the caller's own must not show in it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +79,7 @@ def bake(plan: BuildPlan, *, options: BakeOptions, runner: Runner, progress: Pro
         The artifact's folder: the disk, ``manifest.json`` and ``SHA256SUMS``.
 
     Raises:
-        PrivilegeError: not root.
+        PrivilegeError: not root, and not in a user namespace either (:mod:`imagebuilder.userns`).
         ImagebuilderError: any other class of :mod:`imagebuilder.errors`; nothing half-written is left.
     """
     with at_most(options.jobs):
@@ -90,14 +92,23 @@ def _choose(plan: BuildPlan, options: BakeOptions, runner: Runner, progress: Pro
         from imagebuilder.bake_packer import bake_packer  # and Jinja2 with it, which the direct engine does not need
 
         return bake_packer(plan, options=options, runner=runner, progress=progress)
-    if os.geteuid() != 0:
-        raise PrivilegeError("the direct engine must run as root", hint="sudo imagebuilder bake ...")
+    require_privileges("baking with the direct engine")
     require_tools()
     cache, folder = options.cache.absolute(), options.output.absolute() / plan.id
-    with LayerStore(cache) as store, places(options.sharing, offline=options.offline) as elsewhere:
+    with fixed_umask(), LayerStore(cache) as store, places(options.sharing, offline=options.offline) as elsewhere:
         store.sweep()
         logs = cache if store.writable else options.output.absolute()
         return _bake(plan, options, store, elsewhere, folder, runner, progress, new_log(logs / "logs", plan.id))
+
+
+@contextlib.contextmanager
+def fixed_umask() -> Iterator[None]:
+    """Let the umask be the same for whoever bakes, while the block runs."""
+    before = os.umask(UMASK)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def require_unlocked(options: BakeOptions) -> None:

@@ -43,11 +43,6 @@ DUMMIES = {
 }  # fmt: skip
 # Asked for by a script and by a trigger again: run once, when all else is done.
 LATER = ("usr/sbin/update-ca-certificates",)
-DEVICES = {  # major and minor numbers, Documentation/admin-guide/devices.txt; as mmdebstrap makes them
-    "console": (5, 1), "full": (1, 7), "null": (1, 3), "ptmx": (5, 2), "random": (1, 8), "tty": (5, 0),
-    "urandom": (1, 9), "zero": (1, 5),
-}  # fmt: skip
-DEVICE_LINKS = {"fd": "/proc/self/fd", **{f"std{n}": f"/proc/self/fd/{i}" for i, n in enumerate(("in", "out", "err"))}}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +92,6 @@ def fast_root(
         plan = plan_tree(opened)
         write_root(plan, lambda number: mapped(opened[number].data), root)
         _write_database(opened, plan, root)
-        _devices(root)
         _configure(order, work, root, runner, stage, log)
     except FileExistsError as error:
         message = f"the packages bring {error.filename}, which is for dpkg or the kernel"
@@ -209,17 +203,6 @@ def _inside(root: Path, path: str) -> Path:
             folder.mkdir(mode=0o755)
             folder.chmod(0o755)
     return folder
-
-
-def _devices(root: Path) -> None:
-    folder = _inside(root, "dev")
-    for name, (major, minor) in DEVICES.items():
-        os.mknod(folder / name, stat.S_IFCHR | 0o666, os.makedev(major, minor))
-        (folder / name).chmod(0o666)
-    for name, target in DEVICE_LINKS.items():
-        (folder / name).symlink_to(target)
-    for name in ("pts", "shm"):
-        _inside(folder, name)
 
 
 def _dummies(work: Path, root: Path) -> Iterator[Bind]:

@@ -5,7 +5,8 @@ cannot live in an overlay, whole) and ``layer.json``, written last. A layer ente
 whatever is there is whole. Half-built ones are in ``tmp/`` and belong to whoever holds the lock of that id.
 
 Its info has a seal (:mod:`imagebuilder.direct.seals`). A layer that is not as its seal says is removed when it is
-asked for, and said so: it counts as not there. A store on a read-only file system can be used, not added to.
+asked for, and said so: it counts as not there. A store on a read-only file system can be used, not added to. A store
+is of the user who made it: root, or an ordinary one in his namespace (:mod:`imagebuilder.userns`), never of both.
 
 A layer is used while it is still on its way to the disk. Until it has arrived, a file in it names the boot of this
 machine in which it was made: after a power cut it counts as not there.
@@ -101,6 +102,11 @@ class LayerStore:
         except OSError as error:
             message = f"the cache folder {cache} cannot be used: {error.strerror}"
             raise CacheError(message, hint="choose another one with --cache-dir") from error
+        # Their owners are numbers, which mean others to another user, in another user namespace. To him all would be
+        # damaged, and he could read no mark of overlayfs. So they are not shared, not even read-only.
+        if self.layers.stat().st_uid != os.geteuid():
+            message = f"the layers in the cache folder {cache} are another user's"
+            raise CacheError(message, hint="choose another one with --cache-dir")
 
     def __enter__(self) -> Self:
         return self

@@ -8,7 +8,6 @@ settings is left out. Signatures and hashes are checked by apt itself; every fil
 from __future__ import annotations
 
 import math
-import os
 import re
 import shutil
 import time
@@ -26,6 +25,7 @@ from imagebuilder.process import Runner, namespaces
 from imagebuilder.sources.aptmessages import OTHER_MIRROR, OUT_OF_REACH, explained
 from imagebuilder.sources.debs import check_package, present
 from imagebuilder.sources.download import Downloader
+from imagebuilder.userns import privileged
 
 UPDATED, CONFIG, SOLVED = "imagebuilder-updated", "imagebuilder-apt.conf", "imagebuilder-solved"  # our files in it
 CONNECT_SECONDS = 5  # then a mirror counts as out of reach
@@ -323,7 +323,7 @@ class AptFolder:
 
 def _contained() -> list[str]:
     """Return what ends apt's own children with it, also when we are killed; an ordinary user has no such thing."""
-    return namespaces(network=True) if os.geteuid() == 0 else []
+    return namespaces(network=True) if privileged() else []
 
 
 def folder_key(archive: Archive) -> str:

@@ -155,7 +155,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr("imagebuilder.process.find", lambda program: None)  # no apt-config: no proxy of this host
     monkeypatch.setattr("imagebuilder.resolve.gomodules.check_reachable", lambda module, **_: None)
     monkeypatch.setattr("imagebuilder.locked.gomodules.identity", lambda module, **_: (module.digest[::-1], "go1.26"))
-    monkeypatch.setattr("imagebuilder.locked.os.geteuid", lambda: 0)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
     return World(cache=tmp_path / "cache")
 
 
