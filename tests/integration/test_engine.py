@@ -22,6 +22,7 @@ from imagebuilder.content import sha256_file
 from imagebuilder.direct import gpt
 from imagebuilder.direct.engine import DirectEngine
 from imagebuilder.direct.layers import BEING_MADE, Layer
+from imagebuilder.direct.sandbox import INSIDE
 from imagebuilder.errors import HostError, StepError
 from imagebuilder.events import Progress, Tape
 from imagebuilder.process import RealRunner
@@ -388,7 +389,8 @@ def test_two_bakes_at_once_build_a_layer_once(stack: Stack) -> None:
 @pytest.mark.parametrize("dies", [False, True])
 def test_a_bake_that_waits_for_another_ones_layer_says_so(stack: Stack, dies: bool) -> None:
     """When the other one is killed, it makes the layer itself."""
-    want = Want(layers=2, attempt=f"sleep {2 + dies}; date +%N > /etc/when")
+    go = f"{INSIDE}/repository/go"
+    want = Want(layers=2, attempt=f": {dies}; while [ ! -e {go} ]; do sleep 0.1; done; date +%N > /etc/when")
     with baking(stack.cache, want) as first:
         wait_for(first, "note layer:runtime upper/30-try")
         with baking(stack.cache, want) as second:
@@ -396,6 +398,8 @@ def test_a_bake_that_waits_for_another_ones_layer_says_so(stack: Stack, dies: bo
             if dies:
                 first.kill()
                 wait_for(second, "note layer:runtime upper/30-try")
+            (repository,) = (stack.cache / "tmp").glob("*/repository")
+            (repository / "go").touch()
             wait_for(second, "baked")
             assert second.wait(10) == 0
     assert staged(stack.cache) == []
