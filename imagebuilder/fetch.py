@@ -17,7 +17,7 @@ from imagebuilder.model import LockedPackage, plain
 from imagebuilder.plan import FILE_SOURCE, BuildPlan
 from imagebuilder.process import Runner
 from imagebuilder.repositories import archive_of
-from imagebuilder.resolve import Lock, LockedImage, Taken
+from imagebuilder.resolve import Lock, LockedImage, Taken, recipe_path
 from imagebuilder.sources import apt, gomodules
 from imagebuilder.sources.debs import check_package, present
 from imagebuilder.sources.download import Downloader
@@ -129,7 +129,7 @@ class Fetcher:
             return Archive(
                 id=sha256_file(Path(image.source)), path=Path(image.source), reference=", ".join(info.references)
             )
-        data = load_image(Path(image.source), plan.pause_image) if image.kind == "compose" else None
+        data = load_image(recipe_path(image.source), plan.pause_image) if image.kind == "compose" else None
         packages = packages_of(image, lock)
         path = archive_path(self.cache, image, plan, lock)
         with self.progress.stage(f"image:{image.reference}", f"Image {image.reference}") as stage:

@@ -23,6 +23,7 @@ from imagebuilder.errors import (
 )
 from imagebuilder.events import Stage
 from imagebuilder.fetch import archive_path
+from imagebuilder.images import load_image
 from imagebuilder.lockfile import (
     FORMAT,
     MIRROR,
@@ -49,6 +50,7 @@ from imagebuilder.resolve import (
     Taken,
     image_data,
     pause_request,
+    recipe_path,
     wrapper_module,
 )
 from imagebuilder.sources import gomodules
@@ -165,14 +167,10 @@ def _image(image: LockedImage, plan: BuildPlan) -> Image:
     if image.kind == "registry":
         digest = parse_reference(image.source).digest.removeprefix("sha256:")
     elif image.kind == "compose":
-        digest = _recipe(image_data(image.source, plan))
+        digest = content_id(plain(load_image(recipe_path(image.source), plan.pause_image)))
     else:
         digest = sha256_file(Path(image.source))
     return Image.model_validate({"name": image.reference, "kind": image.kind, "digest": digest})
-
-
-def _recipe(request: ImageRequest) -> str:
-    return content_id(plain(request.data))
 
 
 class _Taking:

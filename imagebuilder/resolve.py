@@ -31,7 +31,7 @@ from imagebuilder.sources.references import parse as parse_reference
 
 MAX_AGE = 6 * 3600.0  # seconds that an answer is good for: Debian's archive is updated four times a day
 LAYER_OF = {"docker": "runtime", "cni": "runtime", "kubernetes": "kubernetes", "crictl": "kubernetes"}
-PAUSE = "pause"
+PAUSE_RECIPE = "images/pause.toml"  # below components/
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +59,8 @@ class LockedImage:
 
     Attributes:
         reference: the name by which pods use it.
-        source: for ``registry`` the reference with its digest; for ``compose`` and ``file`` the file.
+        source: for ``registry`` the reference with its digest; for ``compose`` and ``file`` the file, which for
+            an image of ours is relative to ``components/``.
         packages: for ``compose``: names of the packages that its files come from.
     """
 
@@ -172,7 +173,7 @@ def _question(plan: BuildPlan, images: Sequence[ImageRequest]) -> str:
     return content_id(
         [
             FORMAT_VERSION, plan.as_data(), plain(plan.profile), dict(request.mirrors), dict(request.keys),
-            [plain(image) for image in images], stats,
+            [plain(image) for image in (pause_request(plan), *images) if image], stats,
         ]
     )  # fmt: skip
 
@@ -215,8 +216,12 @@ def pause_request(plan: BuildPlan) -> ImageRequest | None:
     """Return what asks for the pause image; None for a bare image."""
     if plan.request.bare:
         return None
-    path = resources.folder("components") / "images/pause.toml"
-    return ImageRequest(text=str(path), data=load_image(path, plan.pause_image))
+    return ImageRequest(text=PAUSE_RECIPE, data=load_image(recipe_path(PAUSE_RECIPE), plan.pause_image))
+
+
+def recipe_path(source: str) -> Path:
+    """Return where the recipe of a composed image is; an answer that is remembered outlives a checkout of ours."""
+    return resources.folder("components") / source  # a path of the user's is absolute, and stays
 
 
 class _Asking:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ from imagebuilder.locked import make_lock, take_locked
 from imagebuilder.lockfile import LockFile, text_of
 from imagebuilder.model import BuildRequest, ModuleBuild
 from imagebuilder.plan import BuildPlan
-from imagebuilder.resolve import MAX_AGE, Lock, Resolver, forget
+from imagebuilder.resolve import MAX_AGE, PAUSE_RECIPE, Lock, Resolver, forget, recipe_path
 from imagebuilder.sources import apt
 from imagebuilder.sources.download import Response
 
@@ -475,6 +476,39 @@ def test_other_data_of_the_profile_is_another_question(world: World) -> None:
     packages = plan.profile.packages.model_copy(update={"tools": (*plan.profile.packages.tools, "parted")})
     other = dataclasses.replace(plan, profile=plan.profile.model_copy(update={"packages": packages}))
     assert "parted" in [p.name for p in world.resolve(other).packages["tools"]]
+
+
+def other_checkout(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Our data in another folder; nothing looks for it where it was."""
+    for folder in resources.FOLDERS:
+        shutil.copytree(resources.folder(folder), root / folder)
+    monkeypatch.setattr(resources, "data_root", lambda: root)
+    load_image.cache_clear()
+    return root
+
+
+def test_an_answer_outlives_the_checkout_that_it_was_found_in(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = wanted()
+    lock = world.resolve(plan)
+    assert str(resources.data_root()) not in world.remembered().read_text()
+    root = other_checkout(tmp_path / "elsewhere", monkeypatch)
+    assert not asked(world, lambda: world.resolve(plan))
+    assert lock.pause is not None
+    assert recipe_path(lock.pause.source) == root / "components" / PAUSE_RECIPE
+    assert load_image(recipe_path(lock.pause.source)).compose is not None
+
+
+def test_another_recipe_of_the_pause_image_is_another_question(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = wanted()
+    world.resolve(plan)
+    recipe = other_checkout(tmp_path / "elsewhere", monkeypatch) / "components" / PAUSE_RECIPE
+    recipe.write_text(recipe.read_text().replace('packages = ["catatonit"]', 'packages = ["catatonit", "tini"]'))
+    assert asked(world, lambda: world.resolve(plan))
+    assert [p.name for p in world.resolve(plan).packages["images"]] == ["catatonit", "tini"]
 
 
 def test_forget_forgets(world: World) -> None:
