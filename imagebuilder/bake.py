@@ -13,13 +13,22 @@ from typing import Any
 
 from imagebuilder import __version__, resources
 from imagebuilder.artifacts import containerd_version, packing, write_artifact
-from imagebuilder.content import at_most, canonical_json, content_id, sha256_bytes, sha256_file, write_atomic
+from imagebuilder.content import (
+    ASIDE,
+    at_most,
+    canonical_json,
+    content_id,
+    sha256_bytes,
+    sha256_file,
+    sweep_asides,
+    write_atomic,
+)  # fmt: skip
 from imagebuilder.direct.disk import VERSION, DiskSpec, write_disk
 from imagebuilder.direct.engine import DirectEngine, LayerJob
 from imagebuilder.direct.jobs import installed_packages, layer_jobs
-from imagebuilder.direct.layers import Layer, LayerStore
+from imagebuilder.direct.layers import Layer, LayerStore, full_disk_named, remove_tree
 from imagebuilder.direct.sandbox import require_tools
-from imagebuilder.errors import PrivilegeError, UsageError
+from imagebuilder.errors import PrivilegeError, UntrustedError, UsageError
 from imagebuilder.events import Progress, Stage
 from imagebuilder.fetch import Fetcher
 from imagebuilder.model import FORMAT_VERSION, LockedPackage, plain
@@ -28,7 +37,9 @@ from imagebuilder.process import Runner
 from imagebuilder.resolve import Lock, Resolver
 from imagebuilder.sources.debs import make_repository
 
+ASIDES_IN = ("*/", "apt/*/", "apt/*/*/")  # of the cache: where a killed bake may leave what was on the way
 NEW = ".new"  # name of the artifact beside its place, until it is whole
+OURS = (".stamp", "SHA256SUMS", "manifest.json")
 LOGS_KEPT = 20  # bakes whose logs stay in the cache
 
 
@@ -92,8 +103,10 @@ def _choose(plan: BuildPlan, options: BakeOptions, runner: Runner, progress: Pro
         raise PrivilegeError("the direct engine must run as root", hint="sudo imagebuilder bake ...")
     require_tools()
     cache, folder = options.cache.absolute(), options.output.absolute() / plan.id
-    with LayerStore(cache) as store:
+    with full_disk_named(cache), LayerStore(cache) as store:
         store.sweep()
+        for place in ("", *ASIDES_IN):
+            sweep_asides(cache, place)
         logs = cache if store.writable else options.output.absolute()
         return _bake(plan, options, store, folder, runner, progress, new_log(logs / "logs", plan.id))
 
@@ -129,9 +142,19 @@ def _bake(
     if found := unchanged(folder, artifact_id):
         return found
 
+    if removed := fetcher.check(materials, {job.name for job in jobs if store.get_quietly(job.id) is None}):
+        for line in removed:
+            progress.note(line)
+        fetcher.materials(plan, lock)  # in the same places
+
     # 2. the root tree
     def repository(packages: Sequence[LockedPackage], out: Path, stage: Stage) -> Path:
-        make_repository(packages, fetcher.packages(packages, plan, lock, stage), plan.profile.suite, out, runner)
+        try:
+            make_repository(packages, fetcher.packages(packages, plan, lock, stage), plan.profile.suite, out, runner)
+        except UntrustedError as error:  # damaged in the cache, and removed
+            stage.note(f"{error.message}: it is fetched again")
+            remove_tree(out)
+            make_repository(packages, fetcher.packages(packages, plan, lock, stage), plan.profile.suite, out, runner)
         return out
 
     engine = DirectEngine(
@@ -146,7 +169,7 @@ def _bake(
     with store.scratch(f"disk-{artifact_id}", progress.note) as work, new_file(folder) as new:
         with progress.stage("disk", "Disk: partitions, boot loaders, root file system"):
             disk = write_disk(spec, layers, tools, work, runner, log)
-        with progress.stage("pack", f"Artifact: {plan.disk.format}") as stage:
+        with progress.stage("pack", f"Artifact: {plan.disk.format}") as stage, full_disk_named(folder):
             write_artifact(disk, new, packed, lambda done, all_: stage.update(done, all_, "B"))
         with progress.stage("manifest", "Manifest and checksums"):
             store.settle()
@@ -173,8 +196,10 @@ def new_file(folder: Path) -> Iterator[Path]:
     """Hand out where the new artifact is written; nothing half-written stays, also none of a bake killed before."""
 
     def clear() -> None:
-        for path in (folder / NEW, *folder.glob(f".{NEW}.*.part")):
-            path.unlink(missing_ok=True)
+        for name in (NEW, *OURS):
+            for path in folder.glob(f".{name}.*{ASIDE}"):
+                remove_tree(path)
+        remove_tree(folder / NEW)
 
     folder.mkdir(parents=True, exist_ok=True)
     try:

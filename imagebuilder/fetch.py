@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from imagebuilder import resources
-from imagebuilder.content import content_id, locked, mark_used, require_writable, sha256_file
-from imagebuilder.errors import UnreachableError, UnresolvableError
+from imagebuilder.content import aside, content_id, locked, mark_used, require_writable, sha256_file
+from imagebuilder.errors import ImagebuilderError, UnreachableError, UnresolvableError
 from imagebuilder.events import Progress, Stage
 from imagebuilder.images import Compose, load_image
 from imagebuilder.model import LockedPackage, plain
 from imagebuilder.plan import FILE_SOURCE, BuildPlan
 from imagebuilder.process import Runner
 from imagebuilder.repositories import archive_of
-from imagebuilder.resolve import Lock, LockedImage, Taken
-from imagebuilder.sources import apt, gomodules, local
+from imagebuilder.resolve import LAYER_OF, Lock, LockedImage, Taken
+from imagebuilder.sources import apt, gomodules, local, payload
 from imagebuilder.sources.archive import inspect_archive
 from imagebuilder.sources.binaries import Binaries
 from imagebuilder.sources.debs import check_package, present
@@ -73,6 +72,28 @@ class Fetcher:
             pause=self._image(lock.pause, plan, lock) if lock.pause else None,
             images=tuple(self._image(image, plan, lock) for image in lock.images),
         )
+
+    def check(self, materials: Materials, layers: Collection[str]) -> list[str]:
+        """Read all that is in the cache of what these layers are made from, and remove what is damaged.
+
+        Returns:
+            What was removed, a line for each; :meth:`materials` brings it again.
+        """
+        archives = [materials.pause] if materials.pause and "kubernetes" in layers else []
+        archives += materials.images if "site" in layers else ()
+        checks: list[tuple[Callable[[Path], object], Path]] = [
+            *((payload.verify, folder) for name, folder in materials.payloads.items() if LAYER_OF[name] in layers),
+            *((inspect_archive, archive.path) for archive in archives if archive.path.is_relative_to(self.cache)),
+        ]
+        removed = []
+        for check, path in checks:
+            try:
+                check(path)
+            except ImagebuilderError as error:
+                require_writable(self.cache, f"lose what is damaged ({error.message})")
+                payload.discard(path)
+                removed.append(f"{error.message}: it was removed, and is made again")
+        return removed
 
     def packages(self, packages: Sequence[LockedPackage], plan: BuildPlan, lock: Lock, stage: Stage) -> Path:
         """Return the folder that holds these packages' files, fetched where missing.
@@ -153,14 +174,14 @@ class Fetcher:
             reference=image.reference, entrypoint=recipe.entrypoint, cmd=recipe.cmd, user=recipe.user,
             arch=plan.cell.arch,
         )  # fmt: skip
-        with tempfile.TemporaryDirectory(prefix="imagebuilder-image-") as scratch:
-            tree = Path(scratch) / "tree"
+        with aside(out) as scratch:
+            tree = scratch / "tree"
             for package in packages:
                 check_package(store / package.filename, package)
                 self.runner.run(["dpkg-deb", "--extract", store / package.filename, tree], log=self.log)
             files = [(item.target, _inside(tree, item.source), int(item.mode, 8)) for item in recipe.files]
             for number, text in enumerate(recipe.texts):
-                path = Path(scratch) / str(number)
+                path = scratch / str(number)
                 path.write_text(text.text)
                 files.append((text.target, path, int(text.mode, 8)))
             compose(spec, files, out, epoch=IMAGE_EPOCH)

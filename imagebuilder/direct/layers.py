@@ -46,7 +46,8 @@ INFO = "layer.json"
 BEING_MADE = "another bake makes the same: waiting for it"
 UNSYNCED = "unsynced"  # beside it, while the layer is on its way to the disk
 Say = Callable[[str], None]  # takes a line for people
-NO_SPACE = (os.strerror(errno.ENOSPC), "You don't have enough free space")  # how programs say it, and how apt does
+# How programs say it, and how apt does.
+NO_SPACE = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "You don't have enough free space")
 
 
 def silent(text: str) -> None:
@@ -342,17 +343,18 @@ def _last_use(info: Path) -> float:
 
 @contextlib.contextmanager
 def full_disk_named(folder: Path) -> Iterator[None]:
-    """Turn the failure of a program that found no space below ``folder`` into an error that says so.
+    """Turn the failure of a program, or of ours, that found no space below ``folder`` into an error that says so.
 
     Raises:
         HostError: the disk is full.
     """
     try:
         yield
-    except (CommandError, StepError) as error:
-        if not any(words in error.context for words in NO_SPACE):
+    except (CommandError, StepError, OSError) as error:
+        said = str(error) if isinstance(error, OSError) else error.context
+        if not any(words in said for words in NO_SPACE):
             raise
-        raise HostError(f"no space is left below {folder}", context=error.context, hint=f"df -h {folder}") from error
+        raise HostError(f"no space is left below {folder}", context=said, hint=f"df -h {folder}") from error
 
 
 def remove_tree(path: Path) -> None:

@@ -48,7 +48,8 @@ def make_repository(packages: Sequence[LockedPackage], store: Path, suite: str, 
         check_package(source, package)
         mark_used(source)
         _link(source, out / package.filename)
-        control = runner.run(["dpkg-deb", "--field", source], capture=True).stdout
+        # TMPDIR: what a killed dpkg-deb leaves in there is swept with the rest.
+        control = runner.run(["dpkg-deb", "--field", source], env={"TMPDIR": str(out)}, capture=True).stdout
         return f"{control.rstrip()}\nFilename: ./{package.filename}\nSize: {package.size}\nSHA256: {package.sha256}\n"
 
     with ThreadPoolExecutor(cores()) as pool:  # hashing, and dpkg-deb, which is started once for each package

@@ -89,7 +89,7 @@ def find(cache_dir: Path, wanted: str, say: Callable[[str], None] | None = None)
     except CacheError as error:
         problem = error.message
     require_writable(cache_dir, f"lose a damaged payload ({problem})")
-    _discard(folder)
+    discard(folder)
     if say:
         say(f"{problem}: it was removed, and is made again")
     return None
@@ -209,7 +209,7 @@ def _sweep(root: Path) -> None:
                 os.close(lock)
 
 
-def _discard(folder: Path) -> None:
+def discard(folder: Path) -> None:
     """Take a broken folder out of the way in one rename, then remove it."""
     aside = Path(tempfile.mkdtemp(prefix=".broken.", dir=folder.parent))
     with contextlib.suppress(OSError):
