@@ -28,7 +28,13 @@ from imagebuilder.direct.engine import DirectEngine, LayerJob
 from imagebuilder.direct.jobs import installed_packages, layer_jobs
 from imagebuilder.direct.layers import Layer, LayerStore, full_disk_named, remove_tree
 from imagebuilder.direct.sandbox import require_tools
-from imagebuilder.errors import PrivilegeError, UntrustedError, UsageError
+from imagebuilder.errors import (
+    CacheError,
+    ImagebuilderError,
+    PrivilegeError,
+    UntrustedError,
+    UsageError,
+)  # fmt: skip
 from imagebuilder.events import Progress, Stage
 from imagebuilder.fetch import Fetcher
 from imagebuilder.model import FORMAT_VERSION, LockedPackage, plain
@@ -103,12 +109,34 @@ def _choose(plan: BuildPlan, options: BakeOptions, runner: Runner, progress: Pro
         raise PrivilegeError("the direct engine must run as root", hint="sudo imagebuilder bake ...")
     require_tools()
     cache, folder = options.cache.absolute(), options.output.absolute() / plan.id
-    with full_disk_named(cache), LayerStore(cache) as store:
+    with _usual_umask(), full_disk_named(cache), LayerStore(cache) as store, _still_there(cache):
         store.sweep()
         for place in ("", *ASIDES_IN):
             sweep_asides(cache, place)
         logs = cache if store.writable else options.output.absolute()
         return _bake(plan, options, store, folder, runner, progress, new_log(logs / "logs", plan.id))
+
+
+@contextlib.contextmanager
+def _usual_umask() -> Iterator[None]:
+    """Make what is made with the usual mode, by this process and all that it starts: the builder's own is not ours."""
+    before = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@contextlib.contextmanager
+def _still_there(cache: Path) -> Iterator[None]:
+    """Say so when whatever failed did because somebody removed the cache folder meanwhile."""
+    try:
+        yield
+    except (OSError, ImagebuilderError) as error:
+        if (cache / "locks").is_dir():
+            raise
+        message = f"the cache folder {cache} was removed while it was used"
+        raise CacheError(message, context=str(error), hint="run the command again: it makes a new one") from error
 
 
 def require_unlocked(options: BakeOptions) -> None:
@@ -171,7 +199,7 @@ def _bake(
             disk = write_disk(spec, layers, tools, work, runner, log)
         with progress.stage("pack", f"Artifact: {plan.disk.format}") as stage, full_disk_named(folder):
             write_artifact(disk, new, packed, lambda done, all_: stage.update(done, all_, "B"))
-        with progress.stage("manifest", "Manifest and checksums"):
+        with progress.stage("manifest", "Manifest and checksums"), full_disk_named(folder):
             store.settle()
             return publish(folder, artifact, artifact_id, manifest_data(plan, lock, layers, progress))
 

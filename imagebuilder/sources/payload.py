@@ -145,7 +145,7 @@ def filling(cache_dir: Path, wanted: str, origin: Mapping[str, str]) -> Iterator
         _sweep(root)
         aside, lock = _locked_folder(root, wanted)
     except OSError as error:
-        raise HostError(f"cannot write to {root}: {error.strerror}") from error
+        raise HostError(f"cannot write to {root}: {error.strerror}", hint=f"df -h {root}") from error
     try:
         work = Filling(folder=aside / "payload", scratch=aside / "scratch")
         work.folder.mkdir()
