@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from imagebuilder.content import (
+    ASIDE,
     boot_id,
     content_id,
     fsync_directory,
@@ -188,7 +189,7 @@ def _fits(folder: Path, program: LockedFile) -> bool:
 def _locked_folder(root: Path, wanted: str) -> tuple[Path, int]:
     """Make a folder aside and lock it; a sweep that came in between has removed it: make another."""
     while True:
-        aside = Path(tempfile.mkdtemp(prefix=f".{wanted[:12]}.", dir=root))
+        aside = Path(tempfile.mkdtemp(prefix=f".{wanted[:12]}.", suffix=ASIDE, dir=root))
         with contextlib.suppress(FileNotFoundError):
             lock = os.open(aside, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -211,7 +212,7 @@ def _sweep(root: Path) -> None:
 
 def discard(folder: Path) -> None:
     """Take a broken folder out of the way in one rename, then remove it."""
-    aside = Path(tempfile.mkdtemp(prefix=".broken.", dir=folder.parent))
+    aside = Path(tempfile.mkdtemp(prefix=".broken.", suffix=ASIDE, dir=folder.parent))
     with contextlib.suppress(OSError):
         folder.rename(aside / folder.name)
     shutil.rmtree(aside, ignore_errors=True)

@@ -45,7 +45,7 @@ def cold(world: World, place: Place, *more: str) -> tuple[str, int]:
 def test_a_bake_that_is_killed_fifty_times_ends_with_the_right_bytes(world: World, place: Place) -> None:
     """Each bake goes on where the one before was killed; whenever one comes to its end, all begins anew."""
     right, moments = cold(world, place)
-    chance, ends, stages = random.Random(SEED), 0, list[str]()
+    chance, stages = random.Random(SEED), list[str]()
     while len(stages) < KILLS:
         shutil.rmtree(place.cache)
         shutil.rmtree(place.folder / "out")
@@ -58,10 +58,8 @@ def test_a_bake_that_is_killed_fifty_times_ends_with_the_right_bytes(world: Worl
             place.nothing_runs()
             if killed:
                 stages.append(found.stages[-1] if found.stages else "")
-        ends += 1
         assert place.digest == right
         place.is_clean()
-    assert ends > 1
     assert {"resolve", "layer:base"} < set(stages), "kills came early and late"
 
 
