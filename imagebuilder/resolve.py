@@ -6,6 +6,7 @@ indexes is fetched here; :mod:`imagebuilder.fetch` brings the files.
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -137,11 +138,11 @@ class Resolver:
             waiting = partial(stage.note, "another bake asks for versions: waiting for it")
             with locked(self.cache / "locks" / "resolve", waiting):
                 lock = _Asking(self, plan, stage).lock(images)
-            write_atomic(path, canonical_json(plain(lock)))
+            write_atomic(path, canonical_json({"lock": plain(lock), "sha256": content_id(plain(lock))}))
             return lock
 
     def _remembered(self, path: Path, stage: Stage) -> Lock | None:
-        from pydantic import TypeAdapter, ValidationError
+        from pydantic import TypeAdapter
 
         if self.refresh or not path.is_file():
             return None
@@ -149,9 +150,12 @@ class Resolver:
         if not self.offline and not 0 <= age < MAX_AGE:
             return None
         try:
-            lock = TypeAdapter(Lock).validate_json(path.read_bytes())
-        except ValidationError:
-            return None  # of another version of this program
+            kept = json.loads(path.read_bytes())
+            if content_id(kept["lock"]) != kept["sha256"]:
+                raise ValueError("damaged")
+            lock = TypeAdapter(Lock).validate_json(canonical_json(kept["lock"]))
+        except (ValueError, KeyError, TypeError):
+            return None  # damaged, or of another version of this program
         if any(taken.module and wrapper_module(taken.module).version != taken.version for taken in lock.taken.values()):
             return None  # the wrapper modules are newer than this answer
         stage.cached = True

@@ -12,9 +12,10 @@ from imagebuilder.direct.bootstrap import DPKG_OPTIONS, bootstrap
 from imagebuilder.direct.disk import VOLUMES
 from imagebuilder.direct.elsewhere import Elsewhere
 from imagebuilder.direct.fastroot import fast_root
+from imagebuilder.direct.fulldisk import full_disk_named
 from imagebuilder.direct.imagestore import settle
 from imagebuilder.direct.layerjob import LayerJob
-from imagebuilder.direct.layers import Layer, LayerStore, full_disk_named
+from imagebuilder.direct.layers import Layer, LayerStore
 from imagebuilder.direct.sandbox import INSIDE, Bind, Mount, Overlay, Tmpfs, command
 from imagebuilder.errors import CacheError, CommandError, DeadlineError, StepError
 from imagebuilder.events import Progress, Stage

@@ -15,7 +15,6 @@ machine in which it was made: after a power cut it counts as not there.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -40,14 +39,13 @@ from imagebuilder.content import (
     writable,
 )  # fmt: skip
 from imagebuilder.direct.seals import SEAL, damage_of, seal_of
-from imagebuilder.errors import CacheError, CommandError, HostError, StepError
+from imagebuilder.errors import CacheError, HostError
 from imagebuilder.model import plain
 
 INFO = "layer.json"
 BEING_MADE = "another bake makes the same: waiting for it"
 UNSYNCED = "unsynced"  # beside it, while the layer is on its way to the disk
 Say = Callable[[str], None]  # takes a line for people
-NO_SPACE = (os.strerror(errno.ENOSPC), "You don't have enough free space")  # how programs say it, and how apt does
 
 
 def silent(text: str) -> None:
@@ -104,7 +102,7 @@ class LayerStore:
             raise CacheError(message, hint="choose another one with --cache-dir") from error
         # Their owners are numbers, which mean others to another user, in another user namespace. To him all would be
         # damaged, and he could read no mark of overlayfs. So they are not shared, not even read-only.
-        if self.layers.stat().st_uid != os.geteuid():
+        if self.layers.is_dir() and self.layers.stat().st_uid != os.geteuid():
             message = f"the layers in the cache folder {cache} are another user's"
             raise CacheError(message, hint="choose another one with --cache-dir")
 
@@ -352,21 +350,6 @@ def _last_use(info: Path) -> float:
         return info.stat().st_mtime
     except FileNotFoundError:
         return time.time()
-
-
-@contextlib.contextmanager
-def full_disk_named(folder: Path) -> Iterator[None]:
-    """Turn the failure of a program that found no space below ``folder`` into an error that says so.
-
-    Raises:
-        HostError: the disk is full.
-    """
-    try:
-        yield
-    except (CommandError, StepError) as error:
-        if not any(words in error.context for words in NO_SPACE):
-            raise
-        raise HostError(f"no space is left below {folder}", context=error.context, hint=f"df -h {folder}") from error
 
 
 def remove_tree(path: Path) -> None:
