@@ -76,7 +76,7 @@ def plan_all() -> None:
 def packages_of(cache: Path, *layers: str) -> list[LockedPackage]:
     """Return the packages of these layers, of the bakes in a cache: all of them have the same."""
     for path in sorted((cache / "resolved").glob("*.json")):
-        packages = json.loads(path.read_text())["packages"]
+        packages = json.loads(path.read_text())["data"]["packages"]
         if packages["runtime"]:
             return [LockedPackage(**item) for layer in layers for item in packages[layer]]
     raise FileNotFoundError(f"no bake with a runtime in {cache}")

@@ -109,6 +109,24 @@ def writing(path: Path, *, mode: int = 0o644) -> Iterator[IO[bytes]]:
         raise
 
 
+def write_checked(path: Path, data: Any) -> None:
+    """Write JSON data for :func:`read_checked`."""
+    write_atomic(path, canonical_json({"data": data, "sha256": content_id(data)}))
+
+
+def read_checked(path: Path) -> Any:
+    """Return what :func:`write_checked` wrote.
+
+    Raises:
+        ValueError: it is not that any more.
+        OSError: it cannot be read.
+    """
+    kept = json.loads(path.read_bytes())
+    if not isinstance(kept, dict) or kept.keys() != {"data", "sha256"} or content_id(kept["data"]) != kept["sha256"]:
+        raise ValueError(f"{path} is damaged")
+    return kept["data"]
+
+
 @contextlib.contextmanager
 def aside(path: Path) -> Iterator[Path]:
     """Hand out an empty, hidden folder beside ``path``, and remove it at the end; see :func:`sweep_asides`."""

@@ -12,12 +12,12 @@ from imagebuilder import resources
 from imagebuilder.content import aside, content_id, locked, mark_used, require_writable, sha256_file
 from imagebuilder.errors import ImagebuilderError, UnreachableError, UnresolvableError, UntrustedError
 from imagebuilder.events import Progress, Stage
-from imagebuilder.images import Compose, load_image
+from imagebuilder.images import Compose
 from imagebuilder.model import LockedPackage, plain
 from imagebuilder.plan import FILE_SOURCE, BuildPlan
 from imagebuilder.process import Runner
 from imagebuilder.repositories import archive_of
-from imagebuilder.resolve import LAYER_OF, Lock, LockedImage, Taken, recipe_path
+from imagebuilder.resolve import LAYER_OF, Lock, LockedImage, Taken, recipe_of
 from imagebuilder.sources import apt, gomodules
 from imagebuilder.sources.debs import check_package, present
 from imagebuilder.sources.download import Downloader
@@ -179,7 +179,7 @@ class Fetcher:
             return Archive(
                 id=sha256_file(Path(image.source)), path=Path(image.source), reference=", ".join(info.references)
             )
-        data = load_image(recipe_path(image.source), plan.pause_image) if image.kind == "compose" else None
+        data = recipe_of(image, plan) if image.kind == "compose" else None
         packages = packages_of(image, lock)
         path = archive_path(self.cache, image, plan, lock)
         with self.progress.stage(f"image:{image.reference}", f"Image {image.reference}") as stage:
@@ -233,7 +233,7 @@ def archive_path(cache: Path, image: LockedImage, plan: BuildPlan, lock: Lock) -
     Raises:
         DataError: the image's file does not follow its schema.
     """
-    recipe = plain(load_image(Path(image.source), plan.pause_image)) if image.kind == "compose" else image.source
+    recipe = plain(recipe_of(image, plan)) if image.kind == "compose" else image.source
     archive_id = content_id([image.reference, recipe, [package.exact for package in packages_of(image, lock)]])
     return cache / "images" / f"{archive_id}.tar"
 

@@ -23,7 +23,6 @@ from imagebuilder.errors import (
 )
 from imagebuilder.events import Stage
 from imagebuilder.fetch import archive_path
-from imagebuilder.images import load_image
 from imagebuilder.lockfile import (
     FORMAT,
     MIRROR,
@@ -50,7 +49,7 @@ from imagebuilder.resolve import (
     Taken,
     image_data,
     pause_request,
-    recipe_path,
+    recipe_of,
     wrapper_module,
 )
 from imagebuilder.sources import gomodules
@@ -167,7 +166,7 @@ def _image(image: LockedImage, plan: BuildPlan) -> Image:
     if image.kind == "registry":
         digest = parse_reference(image.source).digest.removeprefix("sha256:")
     elif image.kind == "compose":
-        digest = content_id(plain(load_image(recipe_path(image.source), plan.pause_image)))
+        digest = content_id(plain(recipe_of(image, plan)))
     else:
         digest = sha256_file(Path(image.source))
     return Image.model_validate({"name": image.reference, "kind": image.kind, "digest": digest})

@@ -6,7 +6,6 @@ indexes is fetched here; :mod:`imagebuilder.fetch` brings the files.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from imagebuilder import resources
 from imagebuilder.compat import load_compat, minor_of, parse_version
-from imagebuilder.content import canonical_json, content_id, locked, require_writable, write_atomic
+from imagebuilder.content import canonical_json, content_id, locked, read_checked, require_writable, write_checked
 from imagebuilder.errors import ImagebuilderError, UnreachableError, UnresolvableError, UsageError
 from imagebuilder.events import Progress, Stage
 from imagebuilder.images import ImageData, load_image
@@ -138,7 +137,7 @@ class Resolver:
             waiting = partial(stage.note, "another bake asks for versions: waiting for it")
             with locked(self.cache / "locks" / "resolve", waiting):
                 lock = _Asking(self, plan, stage).lock(images)
-            write_atomic(path, canonical_json({"lock": plain(lock), "sha256": content_id(plain(lock))}))
+            write_checked(path, plain(lock))
             return lock
 
     def _remembered(self, path: Path, stage: Stage) -> Lock | None:
@@ -150,11 +149,8 @@ class Resolver:
         if not self.offline and not 0 <= age < MAX_AGE:
             return None
         try:
-            kept = json.loads(path.read_bytes())
-            if content_id(kept["lock"]) != kept["sha256"]:
-                raise ValueError("damaged")
-            lock = TypeAdapter(Lock).validate_json(canonical_json(kept["lock"]))
-        except (ValueError, KeyError, TypeError):
+            lock = TypeAdapter(Lock).validate_json(canonical_json(read_checked(path)))
+        except ValueError:
             return None  # damaged, or of another version of this program
         if any(taken.module and wrapper_module(taken.module).version != taken.version for taken in lock.taken.values()):
             return None  # the wrapper modules are newer than this answer
@@ -220,12 +216,18 @@ def pause_request(plan: BuildPlan) -> ImageRequest | None:
     """Return what asks for the pause image; None for a bare image."""
     if plan.request.bare:
         return None
-    return ImageRequest(text=PAUSE_RECIPE, data=load_image(recipe_path(PAUSE_RECIPE), plan.pause_image))
+    path = resources.folder("components") / PAUSE_RECIPE
+    return ImageRequest(text=PAUSE_RECIPE, data=load_image(path, plan.pause_image))
 
 
-def recipe_path(source: str) -> Path:
-    """Return where the recipe of a composed image is; an answer that is remembered outlives a checkout of ours."""
-    return resources.folder("components") / source  # a path of the user's is absolute, and stays
+def recipe_of(image: LockedImage, plan: BuildPlan) -> ImageData:
+    """Return the recipe of a composed image; an answer that is remembered outlives a checkout of ours.
+
+    Raises:
+        DataError: it does not follow the schema.
+    """
+    path = resources.folder("components") / image.source  # a path of the user's is absolute, and stays
+    return load_image(path, plan.pause_image)
 
 
 class _Asking:

@@ -28,12 +28,13 @@ from imagebuilder.errors import (
     UsageError,
 )
 from imagebuilder.events import Progress, Tape
+from imagebuilder.fetch import archive_path
 from imagebuilder.images import load_image
 from imagebuilder.locked import make_lock, take_locked
 from imagebuilder.lockfile import LockFile, text_of
 from imagebuilder.model import BuildRequest, ModuleBuild
 from imagebuilder.plan import BuildPlan
-from imagebuilder.resolve import MAX_AGE, PAUSE_RECIPE, Lock, Resolver, forget, recipe_path
+from imagebuilder.resolve import MAX_AGE, PAUSE_RECIPE, Lock, Resolver, forget, recipe_of
 from imagebuilder.sources import apt
 from imagebuilder.sources.download import Response
 
@@ -445,10 +446,10 @@ def test_offline_takes_any_age_and_asks_nobody(world: World) -> None:
 def test_an_answer_that_cannot_be_used_is_asked_again(world: World, spoil: str) -> None:
     lock = world.resolve(wanted())
     data = json.loads(world.remembered().read_bytes())
-    data["lock"]["taken"]["kubernetes"]["version"] = "1.35.7"
+    data["data"]["taken"]["kubernetes"]["version"] = "1.35.7"
     damaged = json.dumps(data).encode()
-    older = json.dumps(data | {"sha256": content_id(data["lock"])}).encode()  # of before the wrapper was updated
-    other = json.dumps({"lock": {}, "sha256": content_id({})}).encode()
+    older = json.dumps(data | {"sha256": content_id(data["data"])}).encode()  # of before the wrapper was updated
+    other = json.dumps({"data": {}, "sha256": content_id({})}).encode()
     texts = {"empty": b"", "binary": bytes(range(256)), "not-json": b"{", "other-shape": b"{}"}
     texts |= {"other-lock": other, "older-wrapper": older, "damaged": damaged}
     world.remembered().write_bytes(texts[spoil])
@@ -501,8 +502,12 @@ def test_an_answer_outlives_the_checkout_that_it_was_found_in(
     root = other_checkout(tmp_path / "elsewhere", monkeypatch)
     assert not asked(world, lambda: world.resolve(plan))
     assert lock.pause is not None
-    assert recipe_path(lock.pause.source) == root / "components" / PAUSE_RECIPE
-    assert load_image(recipe_path(lock.pause.source)).compose is not None
+    there = archive_path(tmp_path, lock.pause, plan, lock)
+    recipe = root / "components" / PAUSE_RECIPE
+    recipe.write_text(recipe.read_text().replace("/pause", "/rest"))
+    load_image.cache_clear()
+    assert recipe_of(lock.pause, plan).compose.entrypoint[0] == "/rest"
+    assert archive_path(tmp_path, lock.pause, plan, lock) != there
 
 
 def test_another_recipe_of_the_pause_image_is_another_question(
