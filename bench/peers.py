@@ -1,4 +1,4 @@
-"""What others take for the same packages, in turns with ours, on this machine: mkosi, and debos.
+"""What others take for the same packages, on this machine: mkosi, debos, and the plain tools one after the other.
 
 They run in a Debian 13 tree of their own, as newer hosts have them, without network: all packages come from one local
 archive. None of them adds kubelet, a boot loader, containers or a configuration: they are given less to do than ours.
@@ -18,7 +18,10 @@ from imagebuilder.process import RealRunner
 from imagebuilder.sources.debs import make_repository
 
 SUITE = "trixie"
-PROGRAMS = "mkosi,debos,debootstrap,apt,dpkg-dev,systemd,systemd-repart,udev,e2fsprogs,qemu-utils,zstd,ca-certificates"
+PROGRAMS = (
+    "mkosi,debos,debootstrap,mmdebstrap,apt,dpkg-dev,systemd,systemd-repart,udev,"
+    "e2fsprogs,qemu-utils,zstd,ca-certificates"
+)
 QCOW2 = "qemu-img convert -O qcow2 -c -o compression_type=zstd"
 MKOSI = """\
 [Distribution]
@@ -63,30 +66,41 @@ actions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Peer:
-    """One way to an image, as a shell command for the tree of programs; what it does not do is said in ``lacks``."""
+    """One way to an image, as a shell command for the tree of programs.
+
+    Attributes:
+        made: what it makes, below the work folder.
+        lacks: what it does not do that ours does.
+    """
 
     name: str
     command: str
+    made: str
     lacks: str
 
 
+_MKOSI = f"mkosi -C /work/mkosi --force build && {QCOW2} /work/mkosi/out/peer.raw /work/mkosi/peer.qcow2"
 PEERS = (
     Peer(
-        name="mkosi, cold",
-        command=f"mkosi -C /work/mkosi --force build && {QCOW2} /work/mkosi/out/peer.raw /work/mkosi/peer.qcow2",
-        lacks="no kubelet, containers, boot loader",
+        name="mkosi, cold", command=_MKOSI, made="mkosi/peer.qcow2", lacks="no kubelet, containers, boot loader"
     ),
     Peer(
-        name="mkosi, incremental",
-        command=f"mkosi -C /work/mkosi --force build && {QCOW2} /work/mkosi/out/peer.raw /work/mkosi/peer.qcow2",
-        lacks="as above; its cache has all packages",
+        name="mkosi, incremental", command=_MKOSI, made="mkosi/peer.qcow2",
+        lacks="as above; its cache has all packages, installed",
     ),
     Peer(
-        name="debos",
-        command="cd /work/debos && debos --disable-fakemachine recipe.yaml",
+        name="debos", command="cd /work/debos && debos --disable-fakemachine recipe.yaml", made="debos/root.tar",
         lacks="as above, and no disk: a tar of the root tree",
     ),
-)
+    Peer(
+        name="mmdebstrap + mke2fs -d + qemu-img convert -c",
+        command=f"mmdebstrap --mode=root --variant=essential --skip=check/empty --format=directory"
+        f" --include=$(cat /work/names) {SUITE} /work/plain/root 'deb [trusted=yes] file:/work/archive {SUITE} main'"
+        f" && truncate -s 8G /work/plain/raw && mke2fs -q -t ext4 -F -d /work/plain/root /work/plain/raw"
+        f" && {QCOW2} /work/plain/raw /work/plain/peer.qcow2",
+        made="plain/peer.qcow2", lacks="no kubelet, containers, boot loader",
+    ),
+)  # fmt: skip
 
 
 def write_archive(packages: Sequence[LockedPackage], store: Path, archive: Path) -> None:
@@ -126,12 +140,13 @@ def prepare(packages: Sequence[LockedPackage], store: Path, work: Path) -> None:
     texts = {
         "mkosi/mkosi.conf": MKOSI.format(suite=SUITE, incremental="yes", packages=",".join(names)),
         "debos/recipe.yaml": DEBOS.format(suite=SUITE, packages=" ".join(names)),
+        "names": ",".join(names),
     }
     for name, text in texts.items():
         (work / name).parent.mkdir(exist_ok=True)
         (work / name).write_text(text)
-    for name in ("out", "cache", "packages", "workspace"):
-        (work / "mkosi" / name).mkdir()
+    for name in ("mkosi/out", "mkosi/cache", "mkosi/packages", "mkosi/workspace", "plain"):
+        (work / name).mkdir()
 
 
 def run(peer: Peer, tree: Path, work: Path) -> None:

@@ -10,15 +10,16 @@ import contextlib
 import functools
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from bench.ours import packages_of
 from imagebuilder.bake import BakeOptions, bake
 from imagebuilder.cells import plan_request
 from imagebuilder.datapackage.deliver.iso9660 import iso9660
 from imagebuilder.events import Progress
-from imagebuilder.model import BuildRequest, LockedPackage
+from imagebuilder.model import BuildRequest
 from imagebuilder.process import RealRunner
 from imagebuilder.sources.debs import make_repository
 from imagebuilder.vm.artifact import find_artifact
@@ -71,7 +72,7 @@ def served(folder: Path) -> Iterator[str]:
             thread.join()
 
 
-def reference(cache: Path, work: Path) -> float:
+def installed(cache: Path, work: Path) -> float:
     """Return the seconds from power-on until a kubelet that was installed at first boot is healthy.
 
     Args:
@@ -87,7 +88,7 @@ def reference(cache: Path, work: Path) -> float:
         plan_request(request), options=BakeOptions(output=work / "out", cache=cache), runner=runner, progress=Progress()
     )
     repository = work / "repository"
-    packages = runtime_packages(cache)
+    packages = packages_of(cache, "runtime", "kubernetes")
     make_repository(packages, cache / "debs", "trixie", repository, runner)
     for program in next((cache / "payloads").glob("*/kubelet")).parent.glob("kube*"):
         (repository / program.name).symlink_to(program)
@@ -104,6 +105,17 @@ def reference(cache: Path, work: Path) -> float:
             return guest.report.stages["kubelet"]
 
 
+def baked(artifact: Path, work: Path) -> Mapping[str, float]:
+    """Return the seconds from power-on to each stage of an image of ours; its pods are the last.
+
+    Raises:
+        DeadlineError, BootError: it did not come up.
+    """
+    wanted = BootRequest(disk=artifact, disk_format="qcow2", console_log=work / "baked.log", until="pods", timeout=600)
+    with boot(wanted, runner=RealRunner(), progress=Progress(), cache_dir=work) as guest:
+        return guest.report.stages
+
+
 def seed_files(script: str) -> dict[str, bytes]:
     """Return the files of a NoCloud volume whose guest runs a script at its first boot (docs.cloud-init.io)."""
     files = [
@@ -116,12 +128,3 @@ def seed_files(script: str) -> dict[str, bytes]:
         "user-data": b"#cloud-config\n" + json.dumps(user_data).encode() + b"\n",
         "meta-data": json.dumps({"instance-id": "bench"}).encode() + b"\n",
     }
-
-
-def runtime_packages(cache: Path) -> list[LockedPackage]:
-    """Return what the runtime and kubernetes layers of the one bake in a cache add to its base layer."""
-    for path in sorted((cache / "resolved").glob("*.json")):
-        packages = json.loads(path.read_text())["packages"]
-        if packages["runtime"]:
-            return [LockedPackage(**item) for layer in ("runtime", "kubernetes") for item in packages[layer]]
-    raise FileNotFoundError(f"no bake with a runtime in {cache}")
