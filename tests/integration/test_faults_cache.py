@@ -48,7 +48,7 @@ def cut(path: Path) -> None:
 def lie(path: Path) -> None:
     """Change what was found, in a file that still is what it must look like."""
     data = json.loads(path.read_bytes())
-    data["lock"]["epoch"] += 86400
+    data["data"]["epoch"] += 86400
     path.write_bytes(json.dumps(data).encode())
 
 

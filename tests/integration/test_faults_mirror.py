@@ -174,13 +174,9 @@ def test_an_index_that_is_a_little_older_is_not_taken_either(warm: Warm, place: 
     assert all(DATE in text for text in dates)
 
 
-@pytest.mark.parametrize(
-    ("clock", "expires"),
-    [pytest.param("20951231T000000", "never", id="1970"), pytest.param("20200101T000000", "1y", id="2040")],
-)
-def test_a_signature_as_a_clock_that_is_wrong_sees_it(warm: Warm, place: Place, clock: str, expires: str) -> None:
-    """By a clock at 1970 it was made in the future; by one at 2040 the key has expired."""
-    key = Key("odd", clock=clock, expires=expires)
+def test_a_signature_whose_key_has_expired_by_this_machines_clock(warm: Warm, place: Place) -> None:
+    """As on a machine that believes to be in 2040. At 1970 it is the index's date that is refused, not the key."""
+    key = Key("odd", clock="20200101T000000", expires="1y")
     trusted = warm.world.key.keyring.read_bytes()
     try:
         warm.world.key.keyring.write_bytes(key.keyring.read_bytes())

@@ -74,10 +74,8 @@ class Place:
 
     def layers(self, *names: str) -> list[Path]:
         """Return the folders of the layers of these names."""
-        found = [
-            (json.loads(path.read_bytes())["name"], path.parent) for path in self.cache.glob("layers/*/layer.json")
-        ]
-        return [path for name, path in found if name in names]
+        infos = self.cache.glob("layers/*/layer.json") if names else ()
+        return [path.parent for path in infos if json.loads(path.read_bytes())["name"] in names]
 
     def forget(self, *patterns: str, layers: tuple[str, ...] = ()) -> None:
         """Remove the artifact, and what is named, from the cache."""
