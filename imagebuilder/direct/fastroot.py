@@ -20,7 +20,7 @@ from imagebuilder.direct import dpkgdb
 from imagebuilder.direct.bootstrap import EXCLUDES, INCLUDES
 from imagebuilder.direct.debcache import DebCache, Unpacked, mapped
 from imagebuilder.direct.dpkgdb import Package, parse_package
-from imagebuilder.direct.layers import remove_tree
+from imagebuilder.direct.layers import removed_afterwards
 from imagebuilder.direct.rootplan import Contents, RootPlan, path_filter, plan_root
 from imagebuilder.direct.rootwriter import WORKERS, write_root
 from imagebuilder.direct.sandbox import INSIDE, Bind, Mount, Tmpfs, command
@@ -83,21 +83,20 @@ def fast_root(
     """
     work = scratch / "fastroot"
     work.mkdir()
-    try:
-        cache = DebCache(unpacked, work, runner)
-        opened = _open(packages, cache, repository, stage)
-        order = dpkgdb.in_order([item.package for item in opened])
-        places = {package.key: place for place, package in enumerate(order)}
-        opened.sort(key=lambda item: places[item.package.key])
-        plan = plan_tree(opened)
-        write_root(plan, lambda number: mapped(opened[number].data), root)
-        _write_database(opened, plan, root)
-        _configure(order, work, root, runner, stage, log)
-    except FileExistsError as error:
-        message = f"the packages bring {error.filename}, which is for dpkg or the kernel"
-        raise ArtifactError(message, hint=ANOTHER_WAY) from error
-    finally:
-        remove_tree(work)
+    with removed_afterwards(work):
+        try:
+            cache = DebCache(unpacked, work, runner)
+            opened = _open(packages, cache, repository, stage)
+            order = dpkgdb.in_order([item.package for item in opened])
+            places = {package.key: place for place, package in enumerate(order)}
+            opened.sort(key=lambda item: places[item.package.key])
+            plan = plan_tree(opened)
+            write_root(plan, lambda number: mapped(opened[number].data), root)
+            _write_database(opened, plan, root)
+            _configure(order, work, root, runner, stage, log)
+        except FileExistsError as error:
+            message = f"the packages bring {error.filename}, which is for dpkg or the kernel"
+            raise ArtifactError(message, hint=ANOTHER_WAY) from error
 
 
 def _open(packages: Sequence[LockedPackage], cache: DebCache, repository: Path, stage: Stage) -> list[Opened]:

@@ -230,10 +230,8 @@ class LayerStore:
             remove_tree(folder)
             for name in ("root", "volumes"):
                 (folder / name).mkdir(parents=True)
-            try:
+            with removed_afterwards(folder):
                 yield folder
-            finally:
-                remove_tree(folder)
 
     def commit(self, folder: Path, info: Mapping[str, Any]) -> Layer:
         """Turn a filled folder into the layer that it is named after: all else out, info last, rename.
@@ -280,10 +278,8 @@ class LayerStore:
             folder = self.staging / name
             remove_tree(folder)
             folder.mkdir()
-            try:
+            with removed_afterwards(folder):
                 yield folder
-            finally:
-                remove_tree(folder)
 
     def sweep(self) -> None:
         """Remove what killed builds left behind."""
@@ -350,6 +346,18 @@ def _last_use(info: Path) -> float:
         return info.stat().st_mtime
     except FileNotFoundError:
         return time.time()
+
+
+@contextlib.contextmanager
+def removed_afterwards(folder: Path) -> Iterator[None]:
+    """Remove a folder of the staging area at the end. What went wrong before is not hidden by what goes wrong here."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(HostError):  # a thread may still write into it: the next bake sweeps
+            remove_tree(folder)
+        raise
+    remove_tree(folder)
 
 
 def remove_tree(path: Path) -> None:

@@ -126,6 +126,7 @@ def test_neither_takes_the_layers_of_the_other(of_root: Baked, of_user: Baked, u
     assert "--cache-dir" in caught.value.hint
     assert sorted(path.name for path in (theirs / "layers").iterdir()) == before
     shared = Path(shutil.copytree(of_root.out.parent / "cache", of_user.out.parent / "of-root", ignore=_all_but_locks))
+    RealRunner().run(["chmod", "-R", "a+rX", shared])  # root's umask was narrow
     with pytest.raises(CommandError) as refused:
         cache_command(user, tmp_path, shared, "list")
     assert "another user's" in refused.value.context
