@@ -141,16 +141,20 @@ def _booted(
     request: VerifyRequest, subject: Subject, disk: OpenDisk, folder: Path, runner: Runner, progress: Progress,
     cache: Path,
 ) -> tuple[tuple[CheckResult, ...], tuple[Boot, ...], tuple[str, ...]]:  # fmt: skip
+    logs, found = cache / "logs", None
     try:
         with _bootable(subject.path, disk, folder) as (path, kind):
-            return verify_booted(
+            found = verify_booted(
                 subject, path, kind, runner=runner, progress=progress, cache_dir=cache, scratch=folder,
                 timeout=request.timeout, kubernetes=str(subject.capability("kubelet") or ""),
             )  # fmt: skip
+            return found
     finally:
-        (cache / "logs").mkdir(exist_ok=True)
+        logs.mkdir(exist_ok=True)
         for console in folder.glob("console-*.log"):  # kept, however it ended: one for each image and firmware
-            console.replace(cache / "logs" / f"verify-{subject.name}-{console.name}")
+            kept = console.replace(logs / f"verify-{subject.name}-{console.name}")
+            if found is None or any(result.outcome is not Outcome.PASSED for result in found[0]):
+                progress.note(f"the guest's console: {kept}")
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from imagebuilder.cells import plan_request
 from imagebuilder.cli.settings import default_cache
 from imagebuilder.config import load_config
 from imagebuilder.content import write_atomic
-from imagebuilder.events import Progress
+from imagebuilder.events import Progress, Tape
 from imagebuilder.model import BuildRequest
 from imagebuilder.process import RealRunner
 from imagebuilder.verify.budgets import spending
@@ -90,9 +90,9 @@ def booted(cache: Path, tmp_path: Path) -> Boot:
 def proven(cache: Path) -> Prove:
     """Verifies an artifact as ``imagebuilder verify`` does; all that does not hold, by id. CI keeps the pages."""
 
-    def get(path: Path, **how: Any) -> tuple[Report, dict[str, CheckResult]]:
+    def get(path: Path, tape: Tape | None = None, **how: Any) -> tuple[Report, dict[str, CheckResult]]:
         request = VerifyRequest(path=path, **how)
-        report = verify(request, runner=RealRunner(), progress=Progress(), cache=cache)
+        report = verify(request, runner=RealRunner(), progress=Progress(tape), cache=cache)
         page = as_html(report, CHECKS, None, spending(request.budgets, report.inventory, report.boots))
         write_atomic(PAGES / f"{path.parent.name}-{path.name}.html", page)
         return report, {result.id: result for result in report.failures}

@@ -10,6 +10,7 @@ import pytest
 
 from imagebuilder.__main__ import main
 from imagebuilder.config import Budgets
+from imagebuilder.events import Tape
 from imagebuilder.verify.model import Outcome
 from imagebuilder.verify.subject import Said
 from tests.e2e.conftest import ROOT, Bake, Prove, needs_bake, needs_qemu
@@ -44,7 +45,10 @@ def test_of_a_bare_image_it_says_exactly_what_is_missing(baked: Bake, proven: Pr
     result = baked(bare=True, overlays=(NO_CLOUD,))
     assert result.artifact is not None
     (tmp_path / "plain.qcow2").hardlink_to(result.artifact)
-    report, _ = proven(tmp_path / "plain.qcow2", said=Said(os="debian-13", firmware=("bios",)))
+    tape = Tape()
+    report, _ = proven(tmp_path / "plain.qcow2", tape, said=Said(os="debian-13", firmware=("bios",)))
+    (console,) = [event.text for event in tape.events if event.text.startswith("the guest's console: ")]
+    assert "login:" in Path(console.partition(": ")[2]).read_text("utf-8", "replace")
     assert report.subject.manifest is None
     found = {outcome.value: [one.id for one in report.results if one.outcome is outcome] for outcome in Outcome}
     assert found["passed"]

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -200,6 +200,57 @@ def test_a_guest_that_reaches_its_stage_and_dies_does_not_pass(tmp_path: Path) -
 def test_a_panic_fails_at_once(tmp_path: Path) -> None:
     with pytest.raises(BootError, match="Kernel panic - not syncing: no init"):
         fails(tmp_path, sector(b"hello\r\n[ 1.0] Kernel panic - not syncing: no init\r\n"))
+
+
+SLIP = b"Oops: int3: 0000 [#1] PREEMPT SMP NOPTI\r\nKernel panic - not syncing: Fatal exception in interrupt\r\n"
+
+
+def test_a_guest_that_the_emulator_let_down_is_thrown_away_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disks, tape = [SLIP, SLIP, STAGES], Tape()
+
+    class Slipping(Machine):
+        def __enter__(self) -> Self:
+            with self.config.disk.open("r+b") as stream:
+                stream.write(sector(disks.pop(0)))
+            return super().__enter__()
+
+    monkeypatch.setattr("imagebuilder.vm.boot.Machine", Slipping)
+    with booted(tmp_path, b"", tape=tape) as guest:
+        assert guest.machine.alive
+        assert "Oops" not in guest.report.console_log.read_text()
+    assert disks == []
+    told = [event.text for event in tape.events if "QEMU's emulator" in event.text]
+    assert (
+        told
+        == [
+            "QEMU's emulator ran an instruction that was replaced before: a new guest "
+            "(the guest failed: Kernel panic - not syncing: Fatal exception in interrupt)"
+        ]
+        * 2
+    )
+
+
+def test_a_guest_that_always_fails_so_fails(tmp_path: Path) -> None:
+    with pytest.raises(BootError, match="Fatal exception in interrupt"):
+        fails(tmp_path, sector(SLIP))
+
+
+def test_under_kvm_nothing_is_the_emulators_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    class Counted(Machine):
+        def __init__(self, config: MachineConfig, accelerator: Accelerator, **options: Any) -> None:
+            super().__init__(config, TCG, **options)
+            started.append(accelerator)
+
+    kvm = Accelerator(name="kvm", reason="a test")
+    monkeypatch.setattr("imagebuilder.vm.boot.accelerator", lambda *_: kvm)
+    monkeypatch.setattr("imagebuilder.vm.boot.Machine", Counted)
+    with pytest.raises(BootError, match="Fatal exception"):
+        fails(tmp_path, sector(SLIP))
+    assert started == [kvm]
 
 
 def test_no_kubelet_fails_at_once_when_kubelet_is_asked_for(tmp_path: Path) -> None:
