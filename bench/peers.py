@@ -27,19 +27,19 @@ MKOSI = """\
 [Distribution]
 Distribution=debian
 Release={suite}
-LocalMirror=file:///work/archive
+LocalMirror=file:///bench/archive
 RepositoryKeyCheck=no
 
 [Output]
 Format=disk
 ImageId=peer
-OutputDirectory=/work/mkosi/out
+OutputDirectory=/bench/mkosi/out
 
 [Build]
 Incremental={incremental}
-CacheDirectory=/work/mkosi/cache
-PackageCacheDirectory=/work/mkosi/packages
-WorkspaceDirectory=/work/mkosi/workspace
+CacheDirectory=/bench/mkosi/cache
+PackageCacheDirectory=/bench/mkosi/packages
+WorkspaceDirectory=/bench/mkosi/workspace
 
 [Content]
 Bootable=no
@@ -51,7 +51,7 @@ architecture: amd64
 actions:
   - action: debootstrap
     suite: {suite}
-    mirror: file:///work/archive
+    mirror: file:///bench/archive
     components: [main]
     variant: minbase
     check-gpg: false
@@ -79,7 +79,7 @@ class Peer:
     lacks: str
 
 
-_MKOSI = f"mkosi -C /work/mkosi --force build && {QCOW2} /work/mkosi/out/peer.raw /work/mkosi/peer.qcow2"
+_MKOSI = f"mkosi -C /bench/mkosi --force build && {QCOW2} /bench/mkosi/out/peer.raw /bench/mkosi/peer.qcow2"
 PEERS = (
     Peer(
         name="mkosi, cold", command=_MKOSI, made="mkosi/peer.qcow2", lacks="no kubelet, containers, boot loader"
@@ -89,15 +89,15 @@ PEERS = (
         lacks="as above; its cache has all packages, installed",
     ),
     Peer(
-        name="debos", command="cd /work/debos && debos --disable-fakemachine recipe.yaml", made="debos/root.tar",
+        name="debos", command="cd /bench/debos && debos --disable-fakemachine recipe.yaml", made="debos/root.tar",
         lacks="as above, and no disk: a tar of the root tree",
     ),
     Peer(
         name="mmdebstrap + mke2fs -d + qemu-img convert -c",
         command=f"mmdebstrap --mode=root --variant=essential --skip=check/empty --format=directory"
-        f" --include=$(cat /work/names) {SUITE} /work/plain/root 'deb [trusted=yes] file:/work/archive {SUITE} main'"
-        f" && truncate -s 8G /work/plain/raw && mke2fs -q -t ext4 -F -d /work/plain/root /work/plain/raw"
-        f" && {QCOW2} /work/plain/raw /work/plain/peer.qcow2",
+        f" --include=$(cat /bench/names) {SUITE} /bench/plain/root 'deb [trusted=yes] file:/bench/archive {SUITE} main'"
+        f" && truncate -s 8G /bench/plain/raw && mke2fs -q -t ext4 -F -d /bench/plain/root /bench/plain/raw"
+        f" && {QCOW2} /bench/plain/raw /bench/plain/peer.qcow2",
         made="plain/peer.qcow2", lacks="no kubelet, containers, boot loader",
     ),
 )  # fmt: skip
@@ -161,7 +161,7 @@ def run(peer: Peer, tree: Path, work: Path) -> None:
         (scratch / name).mkdir(parents=True)
     mounts = [
         Overlay(lower=[tree], upper=scratch / "upper", work=scratch / "work"),
-        Bind(source=work, target="/work", writable=True),
+        Bind(source=work, target="/bench", writable=True),
     ]
     argv = command(scratch / "mnt", mounts, ["/bin/sh", "-euc", peer.command])
     RealRunner().run(argv, log=work / "peers.log", timeout=1800)
