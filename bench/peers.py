@@ -40,6 +40,7 @@ Incremental={incremental}
 CacheDirectory=/bench/mkosi/cache
 PackageCacheDirectory=/bench/mkosi/packages
 WorkspaceDirectory=/bench/mkosi/workspace
+BuildSources=
 
 [Content]
 Bootable=no
@@ -95,7 +96,7 @@ PEERS = (
     Peer(
         name="mmdebstrap + mke2fs -d + qemu-img convert -c",
         command=f"mmdebstrap --mode=root --variant=essential --skip=check/empty --format=directory"
-        f" --include=$(cat /bench/names) {SUITE} /bench/plain/root 'deb [trusted=yes] file:/bench/archive {SUITE} main'"
+        f" --include=$(cat /bench/names) {SUITE} /bench/plain/root 'deb [trusted=yes] copy:/bench/archive {SUITE} main'"
         f" && truncate -s 8G /bench/plain/raw && mke2fs -q -t ext4 -F -d /bench/plain/root /bench/plain/raw"
         f" && {QCOW2} /bench/plain/raw /bench/plain/peer.qcow2",
         made="plain/peer.qcow2", lacks="no kubelet, containers, boot loader",
