@@ -103,7 +103,8 @@ def again(guest: RunningGuest, end: str) -> None:
     assert guest.ssh is not None
     boot_id = "cat /proc/sys/kernel/random/boot_id"
     before = out(guest, boot_id)
-    guest.ssh.run(f"sync; ({end}) > /dev/null 2>&1 &", check=False)
+    # Later, and with no stream of ssh's: a guest that goes at once leaves ssh waiting for how its command ended.
+    guest.ssh.run(f"sync; (sleep 3; {end}) < /dev/null > /dev/null 2>&1 &", check=False)
     guest.ssh.close()
     deadline = time.monotonic() + BOOT_SECONDS
     while time.monotonic() < deadline:
