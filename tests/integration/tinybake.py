@@ -41,7 +41,6 @@ class What:
         by: the signal that it sends itself.
         twice: how many moments later it sends the same signal again; 0 is never.
         later: milliseconds after that moment, so that programs that it has started have come somewhere.
-        measure: a folder: at each stage's begin it says how much its file system has in use.
         pause_at: what an event's ``kind stage`` is, after which it says "paused" and waits for a line of input.
         constants: values put in place of those of modules, by ``module:name``.
         format: of the artifact, in place of the target's.
@@ -54,7 +53,6 @@ class What:
     twice: int = 0
     later: int = 0
     pause_at: str = ""
-    measure: str = ""
     constants: Mapping[str, Any] = field(default_factory=dict)
     format: str = ""
     clock: float = 0.0
@@ -90,9 +88,6 @@ class Lines:
     def emit(self, event: Any) -> None:
         """Print an event."""
         say(event.kind, event.stage, event.text.replace("\n", " "))
-        if event.kind == "begin" and self._what.measure:
-            there = os.statvfs(self._what.measure)
-            say("used", event.stage, str((there.f_blocks - there.f_bfree) * there.f_frsize))
         if self._what.pause_at == f"{event.kind} {event.stage}":
             say("paused")
             sys.stdin.readline()
