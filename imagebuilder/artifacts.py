@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imagebuilder import __version__
+from imagebuilder.content import aside
 from imagebuilder.direct.formats import FORMATS, Subject
 from imagebuilder.direct.jobs import installed_packages
 from imagebuilder.direct.sparse import OnProgress
@@ -84,8 +84,8 @@ def write_artifact(disk: DiskSource, out: Path, packed: Packing, on_progress: On
     from imagebuilder.publish.boxes import PROVIDERS, pack_box
 
     provider = PROVIDERS[packed.box.provider]
-    with tempfile.TemporaryDirectory(prefix="box-", dir=out.parent) as scratch:
-        inner = Path(scratch) / provider.disk
+    with aside(out) as scratch:
+        inner = scratch / provider.disk
         FORMATS[provider.format].writer(disk, inner, on_progress, subject=packed.subject)
         text = description(packed.box, inner) if provider.described else ""
         pack_box(packed.box, inner, out, description=text)

@@ -8,28 +8,43 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from imagebuilder import __version__, resources
 from imagebuilder.artifacts import containerd_version, packing, write_artifact
-from imagebuilder.content import at_most, canonical_json, content_id, sha256_bytes, sha256_file, write_atomic
+from imagebuilder.content import (
+    ASIDE,
+    at_most,
+    canonical_json,
+    content_id,
+    sha256_bytes,
+    sha256_file,
+    sweep_asides,
+    write_atomic,
+)  # fmt: skip
 from imagebuilder.direct.disk import VERSION, DiskSpec, write_disk
 from imagebuilder.direct.elsewhere import Elsewhere, Sharing, places
+from imagebuilder.direct.fulldisk import full_disk_named
 from imagebuilder.direct.jobs import installed_packages, layer_jobs
 from imagebuilder.direct.layerjob import LayerJob
-from imagebuilder.direct.layers import Layer, LayerStore
+from imagebuilder.direct.layers import Layer, LayerStore, remove_tree
 from imagebuilder.direct.sandbox import require_tools
-from imagebuilder.errors import PrivilegeError, UsageError
-from imagebuilder.events import Progress, Stage
+from imagebuilder.errors import CacheError, ImagebuilderError, UsageError
+from imagebuilder.events import Progress
 from imagebuilder.fetch import Fetcher
-from imagebuilder.model import FORMAT_VERSION, LockedPackage, plain
+from imagebuilder.model import FORMAT_VERSION, plain
 from imagebuilder.plan import BuildPlan
 from imagebuilder.process import Runner
 from imagebuilder.resolve import Lock, Resolver
+from imagebuilder.userns import require_privileges
 
+ASIDES_IN = ("*/", "apt/*/", "apt/*/*/")  # of the cache: where a killed bake may leave what was on the way
 NEW = ".new"  # name of the artifact beside its place, until it is whole
+OURS = (".stamp", "SHA256SUMS", "manifest.json")
 LOGS_KEPT = 20  # bakes whose logs stay in the cache
+UMASK = 0o022  # of all that is made for an image; the caller's own must not show in it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +92,7 @@ def bake(plan: BuildPlan, *, options: BakeOptions, runner: Runner, progress: Pro
         The artifact's folder: the disk, ``manifest.json`` and ``SHA256SUMS``.
 
     Raises:
-        PrivilegeError: not root.
+        PrivilegeError: not root, and not in a user namespace either (:mod:`imagebuilder.userns`).
         ImagebuilderError: any other class of :mod:`imagebuilder.errors`; nothing half-written is left.
     """
     with at_most(options.jobs):
@@ -90,14 +105,40 @@ def _choose(plan: BuildPlan, options: BakeOptions, runner: Runner, progress: Pro
         from imagebuilder.bake_packer import bake_packer  # and Jinja2 with it, which the direct engine does not need
 
         return bake_packer(plan, options=options, runner=runner, progress=progress)
-    if os.geteuid() != 0:
-        raise PrivilegeError("the direct engine must run as root", hint="sudo imagebuilder bake ...")
+    require_privileges("baking with the direct engine")
     require_tools()
     cache, folder = options.cache.absolute(), options.output.absolute() / plan.id
-    with LayerStore(cache) as store, places(options.sharing, offline=options.offline) as elsewhere:
+    with (
+        fixed_umask(), full_disk_named(cache), LayerStore(cache) as store, _still_there(cache),
+        places(options.sharing, offline=options.offline) as elsewhere,
+    ):  # fmt: skip
         store.sweep()
+        for place in ("", *ASIDES_IN):
+            sweep_asides(cache, place)
         logs = cache if store.writable else options.output.absolute()
         return _bake(plan, options, store, elsewhere, folder, runner, progress, new_log(logs / "logs", plan.id))
+
+
+@contextlib.contextmanager
+def fixed_umask() -> Iterator[None]:
+    """Let the umask be the same for whoever bakes, while the block runs."""
+    before = os.umask(UMASK)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@contextlib.contextmanager
+def _still_there(cache: Path) -> Iterator[None]:
+    """Say so when whatever failed did because somebody removed the cache folder meanwhile."""
+    try:
+        yield
+    except (OSError, ImagebuilderError) as error:
+        if (cache / "locks").is_dir():
+            raise
+        message = f"the cache folder {cache} was removed while it was used"
+        raise CacheError(message, context=str(error), hint="run the command again: it makes a new one") from error
 
 
 def require_unlocked(options: BakeOptions) -> None:
@@ -133,18 +174,14 @@ def _bake(
     if found := unchanged(folder, artifact_id):
         return found
 
+    fetcher.mend(materials, plan, lock, {job.name for job in jobs if store.get_quietly(job.id) is None})
     # 2. the root tree
     from imagebuilder.direct.engine import DirectEngine  # which an unchanged artifact does not have to wait for
-    from imagebuilder.sources.debs import make_repository
-
-    def repository(packages: Sequence[LockedPackage], out: Path, stage: Stage) -> Path:
-        make_repository(packages, fetcher.packages(packages, plan, lock, stage), plan.profile.suite, out, runner)
-        return out
 
     engine = DirectEngine(
         store=store, runner=runner, progress=progress, provision=resources.folder("provision"),
-        suite=plan.profile.suite, arch=plan.cell.arch, log=log, make_repository=repository,
-        elsewhere=elsewhere,
+        suite=plan.profile.suite, arch=plan.cell.arch, log=log, elsewhere=elsewhere,
+        make_repository=partial(fetcher.repository, plan=plan, lock=lock),
     )  # fmt: skip
     layers, tools = engine.build_all(jobs, lock.packages["tools"])
     store.sync()
@@ -153,9 +190,9 @@ def _bake(
     with store.scratch(f"disk-{artifact_id}", progress.note) as work, new_file(folder) as new:
         with progress.stage("disk", "Disk: partitions, boot loaders, root file system"):
             disk = write_disk(spec, layers, tools, work, runner, log)
-        with progress.stage("pack", f"Artifact: {plan.disk.format}") as stage:
+        with progress.stage("pack", f"Artifact: {plan.disk.format}") as stage, full_disk_named(folder):
             write_artifact(disk, new, packed, lambda done, all_: stage.update(done, all_, "B"))
-        with progress.stage("manifest", "Manifest and checksums"):
+        with progress.stage("manifest", "Manifest and checksums"), full_disk_named(folder):
             store.settle()
             result = publish(folder, artifact, artifact_id, manifest_data(plan, lock, layers, progress))
     # 4. what others can use
@@ -192,8 +229,10 @@ def new_file(folder: Path) -> Iterator[Path]:
     """Hand out where the new artifact is written; nothing half-written stays, also none of a bake killed before."""
 
     def clear() -> None:
-        for path in (folder / NEW, *folder.glob(f".{NEW}.*.part")):
-            path.unlink(missing_ok=True)
+        for name in (NEW, *OURS):
+            for path in folder.glob(f".{name}.*{ASIDE}"):
+                remove_tree(path)
+        remove_tree(folder / NEW)
 
     folder.mkdir(parents=True, exist_ok=True)
     try:

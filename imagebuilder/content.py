@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from typing import IO, Any
 from imagebuilder.errors import CacheError
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # proc_sys_kernel(5)
+ASIDE = ".part"  # ends the hidden names of what is not finished yet
 CHUNK = 1 << 20  # bytes per read: large enough that hashing, not system calls, is the cost
 
 
@@ -90,22 +92,85 @@ def writing(path: Path, *, mode: int = 0o644) -> Iterator[IO[bytes]]:
     """Open a binary file that appears under its name only when it is whole.
 
     The bytes go to a hidden file in the same folder, which is fsynced and renamed when the block ends, or
-    removed when the block raises.
+    removed when the block raises; see :func:`sweep_asides`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    aside = Path(name)
+    part, fd = _locked_aside(lambda: tempfile.mkstemp(prefix=f".{path.name}.", suffix=ASIDE, dir=path.parent))
     try:
         with os.fdopen(fd, "w+b") as stream:
             yield stream
             stream.flush()
             os.fchmod(stream.fileno(), mode)
             os.fsync(stream.fileno())
-        aside.replace(path)
+        part.replace(path)
         fsync_directory(path.parent)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
+
+
+def write_checked(path: Path, data: Any) -> None:
+    """Write JSON data for :func:`read_checked`."""
+    write_atomic(path, canonical_json({"data": data, "sha256": content_id(data)}))
+
+
+def read_checked(path: Path) -> Any:
+    """Return what :func:`write_checked` wrote.
+
+    Raises:
+        ValueError: it is not that any more.
+        OSError: it cannot be read.
+    """
+    kept = json.loads(path.read_bytes())
+    if not isinstance(kept, dict) or kept.keys() != {"data", "sha256"} or content_id(kept["data"]) != kept["sha256"]:
+        raise ValueError(f"{path} is damaged")
+    return kept["data"]
+
+
+@contextlib.contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """Hand out an empty, hidden folder beside ``path``, and remove it at the end; see :func:`sweep_asides`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def make() -> tuple[int, str]:
+        while True:
+            name = tempfile.mkdtemp(prefix=f".{path.name}.", suffix=ASIDE, dir=path.parent)
+            with contextlib.suppress(FileNotFoundError):  # a sweep came in between
+                return os.open(name, os.O_RDONLY | os.O_DIRECTORY), name
+
+    folder, lock = _locked_aside(make)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked_aside(make: Callable[[], tuple[int, str]]) -> tuple[Path, int]:
+    """Make something aside and lock it; a sweep that came in between has removed it: make another."""
+    while True:
+        descriptor, name = make()
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.path.lexists(name):
+            return Path(name), descriptor
+        os.close(descriptor)
+
+
+def sweep_asides(folder: Path, below: str = "") -> None:
+    """Remove what killed processes left on the way: whoever is alive holds a lock of its own.
+
+    Args:
+        folder: where it lies.
+        below: a pattern of folders in it that ends with a slash, where it lies in those.
+    """
+    for path in folder.glob(f"{below}.*{ASIDE}"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            finally:
+                os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -12,9 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from imagebuilder import process, resources
+from imagebuilder import process, resources, userns
 from imagebuilder.compat import parse_version
 from imagebuilder.direct.remote.s3 import INSTALL as S3_INSTALL
+from imagebuilder.direct.sandbox import USER_MARKS
 from imagebuilder.errors import ImagebuilderError, ToolMissingError
 from imagebuilder.process import Runner
 from imagebuilder.profiles import load_profile, profile_names
@@ -44,7 +44,8 @@ class Host:
     runner: Runner
     cache: Path
     output: Path
-    root: bool = field(default_factory=lambda: os.geteuid() == 0)
+    root: bool = field(default_factory=userns.privileged)
+    users: userns.Host = field(default_factory=userns.Host)
     find: Callable[[str], Path | None] = process.find
     firmware: Callable[[], Firmware] = find_firmware
     accelerate: Callable[[Runner, Path], Accelerator] = accelerator
@@ -54,10 +55,11 @@ class Host:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """What a probe found. ``text`` is for people: where it is, or what is wrong."""
+    """What a probe found. ``text`` is for people: where it is, or what is wrong; ``hint`` is more than the check's."""
 
     good: bool
     text: str
+    hint: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,7 +113,7 @@ def _find(host: Host, check: Check) -> Finding:
         answer = check.probe(host)
     except (ImagebuilderError, OSError) as error:
         answer = Answer(good=False, text=str(error))
-    hint = f"apt-get install {check.package}" if check.package else check.hint
+    hint = answer.hint or (f"apt-get install {check.package}" if check.package else check.hint)
     return Finding(
         area=check.area, name=check.name, text=answer.text, package=check.package,
         state="ok" if answer.good else "missing" if check.needed else "advice",
@@ -125,7 +127,11 @@ def _program(name: str, host: Host) -> Answer:
 
 
 def _root(host: Host) -> Answer:
-    return Answer(good=host.root, text="yes" if host.root else "this is an ordinary user")
+    if host.root:
+        return Answer(good=True, text="yes")
+    if problem := userns.obstacle(host.users):
+        return Answer(good=False, text=problem.message, hint=problem.hint)
+    return Answer(good=True, text="an ordinary user with subordinate ids")
 
 
 def _keyrings(host: Host) -> Answer:
@@ -144,14 +150,14 @@ def _existing(path: Path) -> Path:
 
 def _overlay(host: Host) -> Answer:
     """Mount an overlay whose upper folder is where the cache is: not every file system can carry one."""
-    if not host.root:
-        return Answer(good=False, text="can only be tried as root")
     where = _existing(host.cache)
     with tempfile.TemporaryDirectory(prefix=".imagebuilder-overlay-", dir=where) as scratch:
         for name in ("lower", "upper", "work", "mnt"):
             (Path(scratch) / name).mkdir()
         options = "lowerdir=lower,upperdir=upper,workdir=work"
-        argv = ["unshare", "--mount", "--propagation", "private", "--"]
+        options += "" if host.root and not userns.mapped() else f",{USER_MARKS}"
+        user = [] if host.root else ["--user", "--map-root-user"]
+        argv = ["unshare", *user, "--mount", "--propagation", "private", "--"]
         argv += ["mount", "-t", "overlay", "overlay", "-o", options, "mnt"]
         result = host.runner.run(argv, cwd=Path(scratch), check=False, timeout=PROBE_SECONDS)
     said = f": {result.tail[-1].strip()}" if result.tail else ""
@@ -206,7 +212,7 @@ def _tool(area: Area, name: str, package: str) -> Check:
 
 
 CHECKS: tuple[Check, ...] = (
-    Check(area="bake", name="root", probe=_root, hint="sudo imagebuilder bake ..."),
+    Check(area="bake", name="root, or user namespaces", probe=_root, hint="sudo imagebuilder bake ..."),
     _tool("bake", "mmdebstrap", "mmdebstrap"),
     _tool("bake", "dpkg-deb", "dpkg"),
     _tool("bake", "apt-get", "apt"),

@@ -90,7 +90,7 @@ class PrivilegeError(ImagebuilderError):
 
     ref = "not-root"
     exit_code = 8
-    meaning = "The direct engine needs root (mounts and chroot inside its own namespaces)."
+    meaning = "The direct engine needs root, or a user with subordinate ids who may make user namespaces."
 
 
 class ToolMissingError(ImagebuilderError):

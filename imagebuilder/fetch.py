@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from imagebuilder import resources
-from imagebuilder.content import content_id, locked, mark_used, require_writable, sha256_file
-from imagebuilder.errors import UnreachableError, UnresolvableError
+from imagebuilder.content import aside, content_id, locked, mark_used, require_writable, sha256_file
+from imagebuilder.errors import ImagebuilderError, UnreachableError, UnresolvableError, UntrustedError
 from imagebuilder.events import Progress, Stage
 from imagebuilder.images import Compose
 from imagebuilder.model import LockedPackage, plain
 from imagebuilder.plan import FILE_SOURCE, BuildPlan
 from imagebuilder.process import Runner
 from imagebuilder.repositories import archive_of
-from imagebuilder.resolve import Lock, LockedImage, Taken, recipe_of
+from imagebuilder.resolve import LAYER_OF, Lock, LockedImage, Taken, recipe_of
 from imagebuilder.sources import apt, gomodules
 from imagebuilder.sources.debs import check_package, present
 from imagebuilder.sources.download import Downloader
@@ -69,6 +69,56 @@ class Fetcher:
             pause=self._image(lock.pause, plan, lock) if lock.pause else None,
             images=tuple(self._image(image, plan, lock) for image in lock.images),
         )
+
+    def mend(self, materials: Materials, plan: BuildPlan, lock: Lock, layers: Collection[str]) -> None:
+        """Read all that is in the cache of what these layers are made from, and make anew what is damaged.
+
+        Raises:
+            UnreachableError, UntrustedError, UnresolvableError, CommandError: as the sources raise them.
+        """
+        if removed := self._damaged(materials, layers):
+            for line in removed:
+                self.progress.note(line)
+            self.materials(plan, lock)  # in the same places
+
+    def _damaged(self, materials: Materials, layers: Collection[str]) -> list[str]:
+        """Remove what is damaged; return a line for each."""
+        from imagebuilder.sources import payload
+        from imagebuilder.sources.archive import inspect_archive
+
+        archives = [materials.pause] if materials.pause and "kubernetes" in layers else []
+        archives += materials.images if "site" in layers else ()
+        checks: list[tuple[Callable[[Path], object], Path]] = [
+            *((payload.verify, folder) for name, folder in materials.payloads.items() if LAYER_OF[name] in layers),
+            *((inspect_archive, archive.path) for archive in archives if archive.path.is_relative_to(self.cache)),
+        ]
+        removed = []
+        for check, path in checks:
+            try:
+                check(path)
+            except ImagebuilderError as error:
+                require_writable(self.cache, f"lose what is damaged ({error.message})")
+                payload.discard(path)
+                removed.append(f"{error.message}: it was removed, and is made again")
+        return removed
+
+    def repository(
+        self, packages: Sequence[LockedPackage], out: Path, stage: Stage, *, plan: BuildPlan, lock: Lock
+    ) -> Path:
+        """Make an apt repository of these packages in ``out``; one that is damaged in the cache is fetched again.
+
+        Raises:
+            UnreachableError, UntrustedError: as the archive's mirror gives cause.
+        """
+        from imagebuilder.sources.debs import make_repository  # which an unchanged artifact does not have to wait for
+
+        try:
+            make_repository(packages, self.packages(packages, plan, lock, stage), plan.profile.suite, out, self.runner)
+        except UntrustedError as error:  # which removed it
+            stage.note(f"{error.message}: it is fetched again")
+            shutil.rmtree(out, ignore_errors=True)
+            make_repository(packages, self.packages(packages, plan, lock, stage), plan.profile.suite, out, self.runner)
+        return out
 
     def packages(self, packages: Sequence[LockedPackage], plan: BuildPlan, lock: Lock, stage: Stage) -> Path:
         """Return the folder that holds these packages' files, fetched where missing.
@@ -159,14 +209,14 @@ class Fetcher:
             reference=image.reference, entrypoint=recipe.entrypoint, cmd=recipe.cmd, user=recipe.user,
             arch=plan.cell.arch,
         )  # fmt: skip
-        with tempfile.TemporaryDirectory(prefix="imagebuilder-image-") as scratch:
-            tree = Path(scratch) / "tree"
+        with aside(out) as scratch:
+            tree = scratch / "tree"
             for package in packages:
                 check_package(store / package.filename, package)
                 self.runner.run(["dpkg-deb", "--extract", store / package.filename, tree], log=self.log)
             files = [(item.target, _inside(tree, item.source), int(item.mode, 8)) for item in recipe.files]
             for number, text in enumerate(recipe.texts):
-                path = Path(scratch) / str(number)
+                path = scratch / str(number)
                 path.write_text(text.text)
                 files.append((text.target, path, int(text.mode, 8)))
             compose(spec, files, out, epoch=IMAGE_EPOCH)

@@ -6,7 +6,6 @@ any more is found out before anything is built, all of it at once.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +16,6 @@ from imagebuilder.content import content_id, locked, require_writable, sha256_by
 from imagebuilder.errors import (
     DataError,
     ImagebuilderError,
-    PrivilegeError,
     UnreachableError,
     UnresolvableError,
     UntrustedError,
@@ -60,6 +58,7 @@ from imagebuilder.sources.binaries import BASE, Binaries
 from imagebuilder.sources.debs import present
 from imagebuilder.sources.references import parse as parse_reference
 from imagebuilder.sources.registry import Registry
+from imagebuilder.userns import require_privileges
 
 LAYERS = ("base", "runtime", "kubernetes", "site", "tools", "images")
 AGAIN = "imagebuilder lock, with the same options, writes it anew"
@@ -78,7 +77,7 @@ def make_lock(plan: BuildPlan, resolver: Resolver) -> LockFile:
 
     Raises:
         UsageError: another engine than the direct one makes it.
-        PrivilegeError: not root.
+        PrivilegeError: not root, and not in a user namespace either.
         ImagebuilderError: as :meth:`Resolver.resolve` raises them.
     """
     _require_direct(plan)
@@ -128,8 +127,7 @@ def _require_direct(plan: BuildPlan) -> None:
             f"the {plan.engine} engine installs what its sources have when it runs: there is nothing to lock",
             hint="a lock file is for the direct engine: imagebuilder list cells",
         )
-    if os.geteuid() != 0:
-        raise PrivilegeError("asking an archive for exact versions needs root", hint="sudo imagebuilder ...")
+    require_privileges("asking an archive for exact versions")
 
 
 def _source(name: str, taken: Taken, plan: BuildPlan, resolver: Resolver) -> Source:

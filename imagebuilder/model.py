@@ -11,7 +11,7 @@ LAYERS = ("base", "runtime", "kubernetes", "site")
 BARE_LAYERS = ("base", "site")  # of an image without docker and Kubernetes
 INITRAMFS = ("small", "stock")  # one of our own, for disks of the direct engine; and the distribution's
 ROOT_BUILDERS = ("fast", "mmdebstrap")  # how the direct engine makes the base layer; the first is the default
-FORMAT_VERSION = 1  # of layers and artifacts; part of every id: raise it when the engine's output changes
+FORMAT_VERSION = 2  # of layers and artifacts; part of every id: raise it when the engine's output changes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

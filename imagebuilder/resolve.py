@@ -16,7 +16,7 @@ from pathlib import Path
 
 from imagebuilder import resources
 from imagebuilder.compat import load_compat, minor_of, parse_version
-from imagebuilder.content import canonical_json, content_id, locked, require_writable, write_atomic
+from imagebuilder.content import canonical_json, content_id, locked, read_checked, require_writable, write_checked
 from imagebuilder.errors import ImagebuilderError, UnreachableError, UnresolvableError, UsageError
 from imagebuilder.events import Progress, Stage
 from imagebuilder.images import ImageData, load_image
@@ -137,11 +137,11 @@ class Resolver:
             waiting = partial(stage.note, "another bake asks for versions: waiting for it")
             with locked(self.cache / "locks" / "resolve", waiting):
                 lock = _Asking(self, plan, stage).lock(images)
-            write_atomic(path, canonical_json(plain(lock)))
+            write_checked(path, plain(lock))
             return lock
 
     def _remembered(self, path: Path, stage: Stage) -> Lock | None:
-        from pydantic import TypeAdapter, ValidationError
+        from pydantic import TypeAdapter
 
         if self.refresh or not path.is_file():
             return None
@@ -149,9 +149,9 @@ class Resolver:
         if not self.offline and not 0 <= age < MAX_AGE:
             return None
         try:
-            lock = TypeAdapter(Lock).validate_json(path.read_bytes())
-        except ValidationError:
-            return None  # of another version of this program
+            lock = TypeAdapter(Lock).validate_json(canonical_json(read_checked(path)))
+        except ValueError:
+            return None  # damaged, or of another version of this program
         if any(taken.module and wrapper_module(taken.module).version != taken.version for taken in lock.taken.values()):
             return None  # the wrapper modules are newer than this answer
         stage.cached = True

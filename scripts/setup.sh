@@ -8,7 +8,7 @@ python=${PYTHON:-python3}
 
 # program or file -> the package that has it
 wanted="
-mmdebstrap:mmdebstrap dpkg-deb:dpkg unshare:util-linux mount:mount gpg:gpg tar:tar
+mmdebstrap:mmdebstrap dpkg-deb:dpkg unshare:util-linux mount:mount newuidmap:uidmap gpg:gpg tar:tar
 /usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring
 qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils /usr/share/OVMF/OVMF_CODE_4M.fd:ovmf ssh:openssh-client
 curl:curl git:git

@@ -72,8 +72,8 @@ def command(
     """Build a machine image.
 
     OUTPUT/<build identifier>/ gets the disk, manifest.json, SHA256SUMS, and verify.json and verify.html, which say
-    what was proven. What has not changed since an earlier bake comes from the cache. The direct engine needs root, the
-    packer engine needs packer; see "imagebuilder doctor".
+    what was proven. What has not changed since an earlier bake comes from the cache. The direct engine needs root,
+    or an ordinary user with subordinate ids; the packer engine needs packer; see "imagebuilder doctor".
     """
     from imagebuilder.bake import BakeOptions, bake
     from imagebuilder.cells import plan_request
@@ -81,6 +81,7 @@ def command(
     from imagebuilder.errors import UsageError
     from imagebuilder.events import Progress
     from imagebuilder.process import RealRunner
+    from imagebuilder.userns import enter
 
     if refresh and offline:
         raise UsageError("--refresh asks the mirrors, --offline asks nobody", hint="give one of them")
@@ -91,8 +92,11 @@ def command(
         sharing=sharing, var_files=var_files,
     )  # fmt: skip
     start = time.monotonic()
+    plan = plan_request(request)
+    if plan.engine == "direct":
+        enter()
     result = bake(
-        plan_request(request),
+        plan,
         options=options,
         runner=RealRunner(),
         progress=Progress(choose_monitor(as_json)),

@@ -41,6 +41,9 @@ def amount(value: str) -> int:
 @cache_option
 def command() -> None:
     """Show, empty or share the cache."""
+    from imagebuilder.userns import enter_where_possible
+
+    enter_where_possible()  # not all that is in an ordinary user's layers is his outside of his namespace
 
 
 command.add_command(sharing.push)

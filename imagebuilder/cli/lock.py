@@ -45,10 +45,12 @@ def command(
     from imagebuilder.lockfile import text_of
     from imagebuilder.process import RealRunner
     from imagebuilder.resolve import Resolver
+    from imagebuilder.userns import enter
 
     if refresh and offline:
         raise UsageError("--refresh asks the mirrors, --offline asks nobody", hint="give one of them")
     plan = plan_request(request)
+    enter()
     require_writable(settings.cache, "take what the mirrors say")
     resolver = Resolver(
         cache=settings.cache, runner=RealRunner(), progress=Progress(choose_monitor(as_json)),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,9 +32,8 @@ def write_ova(disk: DiskSource, out: Path, *, name: str, seed: str, on_progress:
     Raises:
         ArtifactError: it is no disk.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".part", dir=out.parent) as scratch:
-        vmdk = Path(scratch) / f"{name}-disk001.vmdk"
+    with content.aside(out) as scratch:
+        vmdk = scratch / f"{name}-disk001.vmdk"
         write_vmdk(disk, vmdk, seed=seed, on_progress=on_progress)
         machine = ovf.Machine(
             name=name, disk=vmdk.name, disk_uuid=str(image_uuid(seed)), file_size=vmdk.stat().st_size,

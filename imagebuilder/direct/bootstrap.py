@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
 from imagebuilder import process
+from imagebuilder.direct.layers import remove_tree
 from imagebuilder.events import Stage
 from imagebuilder.model import LockedPackage
 from imagebuilder.process import Runner, namespaces, pasteable
@@ -17,6 +19,7 @@ from imagebuilder.process import Runner, namespaces, pasteable
 EXCLUDES = ("/usr/share/man/*", "/usr/share/locale/*", "/usr/share/doc/*", "/usr/share/info/*")
 INCLUDES = ("/usr/share/doc/*/copyright", "/usr/share/locale/locale.alias")
 FORCE = ("force-unsafe-io", "force-confold", "force-confdef")
+PARTIAL = ("var/cache/apt/archives/partial", "var/lib/apt/lists/partial")
 CONFIG = "/etc/dpkg/dpkg.cfg.d/90imagebuilder"
 DPKG_OPTIONS = (*FORCE, *(f"path-exclude={path}" for path in EXCLUDES), *(f"path-include={path}" for path in INCLUDES))
 
@@ -75,3 +78,12 @@ def bootstrap(
     for path in (root / "etc/resolv.conf", root / "etc/hostname"):  # mmdebstrap's copies of this host's
         if path.is_file() and not path.is_symlink():
             path.unlink()
+    _same_for_all(root)
+
+
+def _same_for_all(root: Path) -> None:
+    """Take away what is not the same for whoever bakes."""
+    for path in (root / "dev").iterdir():  # only root can make device nodes; the kernel has its own
+        remove_tree(path)
+    for name in PARTIAL:  # apt gives them to its own user, where that one can read the repository
+        os.chown(root / name, 0, 0, follow_symlinks=False)

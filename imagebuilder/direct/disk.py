@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imagebuilder.direct.layers import Layer, full_disk_named
+from imagebuilder.direct.fulldisk import full_disk_named
+from imagebuilder.direct.layers import Layer
 from imagebuilder.direct.sandbox import Bind, Mount, Overlay, command
 from imagebuilder.direct.virtual import Piece, VirtualDisk, pieces_of_file, shifted
 from imagebuilder.errors import ArtifactError

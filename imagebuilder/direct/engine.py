@@ -12,8 +12,10 @@ from imagebuilder.direct.bootstrap import DPKG_OPTIONS, bootstrap
 from imagebuilder.direct.disk import VOLUMES
 from imagebuilder.direct.elsewhere import Elsewhere
 from imagebuilder.direct.fastroot import fast_root
+from imagebuilder.direct.fulldisk import full_disk_named
+from imagebuilder.direct.imagestore import settle
 from imagebuilder.direct.layerjob import LayerJob
-from imagebuilder.direct.layers import Layer, LayerStore, full_disk_named
+from imagebuilder.direct.layers import Layer, LayerStore
 from imagebuilder.direct.sandbox import INSIDE, Bind, Mount, Overlay, Tmpfs, command
 from imagebuilder.errors import CacheError, CommandError, DeadlineError, StepError
 from imagebuilder.events import Progress, Stage
@@ -21,6 +23,7 @@ from imagebuilder.model import FORMAT_VERSION, LockedPackage
 from imagebuilder.process import Runner
 
 LAYER_SECONDS = 1800  # for all steps of a layer; a cold base takes 35 s on two cores
+UNSTABLE = "/var/cache/ldconfig/aux-cache"  # ldconfig(8): times and numbers of inodes; it is made again where it lacks
 APT_CONF = f"""\
 Dir::Etc::sourcelist "{INSIDE}/sources.list";
 Dir::Etc::sourceparts "-";
@@ -127,6 +130,7 @@ class DirectEngine:
             # The mount point that the sandbox made for it.
             (folder / "root/usr/sbin/policy-rc.d").unlink(missing_ok=True)
             self._check_installed(job, folder)
+            settle(folder / "volumes/containerd")
             return self.store.commit(folder, job.whole_info)
 
     def _bootstrap(self, job: LayerJob, folder: Path, repository: Path, stage: Stage) -> None:
@@ -154,7 +158,8 @@ class DirectEngine:
         self._volumes(folder, below[-1] if below else None)
         mounts = [*self._tree(folder, below), *self._inside(folder, repository), *job.binds]
         env = {"IB_PROVISION": f"{INSIDE}/provision", "APT_CONFIG": f"{INSIDE}/apt.conf", **job.env}
-        argv = ["/bin/sh", f"{INSIDE}/provision/run-steps.sh", *job.steps]
+        run = f'/bin/sh {INSIDE}/provision/run-steps.sh "$@"; rm -f {UNSTABLE}'
+        argv = ["/bin/sh", "-ec", run, "sh", *job.steps]
         root = folder / ("mnt" if below else "root")
         try:
             self.runner.run(command(root, mounts, argv, env), log=self.log, on_line=follow, timeout=LAYER_SECONDS)

@@ -20,7 +20,7 @@ from imagebuilder.direct import dpkgdb
 from imagebuilder.direct.bootstrap import EXCLUDES, INCLUDES
 from imagebuilder.direct.debcache import DebCache, Unpacked, mapped
 from imagebuilder.direct.dpkgdb import Package, parse_package
-from imagebuilder.direct.layers import remove_tree
+from imagebuilder.direct.layers import removed_afterwards
 from imagebuilder.direct.rootplan import Contents, RootPlan, path_filter, plan_root
 from imagebuilder.direct.rootwriter import WORKERS, write_root
 from imagebuilder.direct.sandbox import INSIDE, Bind, Mount, Tmpfs, command
@@ -43,11 +43,6 @@ DUMMIES = {
 }  # fmt: skip
 # Asked for by a script and by a trigger again: run once, when all else is done.
 LATER = ("usr/sbin/update-ca-certificates",)
-DEVICES = {  # major and minor numbers, Documentation/admin-guide/devices.txt; as mmdebstrap makes them
-    "console": (5, 1), "full": (1, 7), "null": (1, 3), "ptmx": (5, 2), "random": (1, 8), "tty": (5, 0),
-    "urandom": (1, 9), "zero": (1, 5),
-}  # fmt: skip
-DEVICE_LINKS = {"fd": "/proc/self/fd", **{f"std{n}": f"/proc/self/fd/{i}" for i, n in enumerate(("in", "out", "err"))}}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,22 +83,20 @@ def fast_root(
     """
     work = scratch / "fastroot"
     work.mkdir()
-    try:
-        cache = DebCache(unpacked, work, runner)
-        opened = _open(packages, cache, repository, stage)
-        order = dpkgdb.in_order([item.package for item in opened])
-        places = {package.key: place for place, package in enumerate(order)}
-        opened.sort(key=lambda item: places[item.package.key])
-        plan = plan_tree(opened)
-        write_root(plan, lambda number: mapped(opened[number].data), root)
-        _write_database(opened, plan, root)
-        _devices(root)
-        _configure(order, work, root, runner, stage, log)
-    except FileExistsError as error:
-        message = f"the packages bring {error.filename}, which is for dpkg or the kernel"
-        raise ArtifactError(message, hint=ANOTHER_WAY) from error
-    finally:
-        remove_tree(work)
+    with removed_afterwards(work):
+        try:
+            cache = DebCache(unpacked, work, runner)
+            opened = _open(packages, cache, repository, stage)
+            order = dpkgdb.in_order([item.package for item in opened])
+            places = {package.key: place for place, package in enumerate(order)}
+            opened.sort(key=lambda item: places[item.package.key])
+            plan = plan_tree(opened)
+            write_root(plan, lambda number: mapped(opened[number].data), root)
+            _write_database(opened, plan, root)
+            _configure(order, work, root, runner, stage, log)
+        except FileExistsError as error:
+            message = f"the packages bring {error.filename}, which is for dpkg or the kernel"
+            raise ArtifactError(message, hint=ANOTHER_WAY) from error
 
 
 def _open(packages: Sequence[LockedPackage], cache: DebCache, repository: Path, stage: Stage) -> list[Opened]:
@@ -209,17 +202,6 @@ def _inside(root: Path, path: str) -> Path:
             folder.mkdir(mode=0o755)
             folder.chmod(0o755)
     return folder
-
-
-def _devices(root: Path) -> None:
-    folder = _inside(root, "dev")
-    for name, (major, minor) in DEVICES.items():
-        os.mknod(folder / name, stat.S_IFCHR | 0o666, os.makedev(major, minor))
-        (folder / name).chmod(0o666)
-    for name, target in DEVICE_LINKS.items():
-        (folder / name).symlink_to(target)
-    for name in ("pts", "shm"):
-        _inside(folder, name)
 
 
 def _dummies(work: Path, root: Path) -> Iterator[Bind]:

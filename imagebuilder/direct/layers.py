@@ -5,7 +5,8 @@ cannot live in an overlay, whole) and ``layer.json``, written last. A layer ente
 whatever is there is whole. Half-built ones are in ``tmp/`` and belong to whoever holds the lock of that id.
 
 Its info has a seal (:mod:`imagebuilder.direct.seals`). A layer that is not as its seal says is removed when it is
-asked for, and said so: it counts as not there. A store on a read-only file system can be used, not added to.
+asked for, and said so: it counts as not there. A store on a read-only file system can be used, not added to. A store
+is of the user who made it: root, or an ordinary one in his namespace (:mod:`imagebuilder.userns`), never of both.
 
 A layer is used while it is still on its way to the disk. Until it has arrived, a file in it names the boot of this
 machine in which it was made: after a power cut it counts as not there.
@@ -14,7 +15,6 @@ machine in which it was made: after a power cut it counts as not there.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -39,14 +39,13 @@ from imagebuilder.content import (
     writable,
 )  # fmt: skip
 from imagebuilder.direct.seals import SEAL, damage_of, seal_of
-from imagebuilder.errors import CacheError, CommandError, HostError, StepError
+from imagebuilder.errors import CacheError, HostError
 from imagebuilder.model import plain
 
 INFO = "layer.json"
 BEING_MADE = "another bake makes the same: waiting for it"
 UNSYNCED = "unsynced"  # beside it, while the layer is on its way to the disk
 Say = Callable[[str], None]  # takes a line for people
-NO_SPACE = (os.strerror(errno.ENOSPC), "You don't have enough free space")  # how programs say it, and how apt does
 
 
 def silent(text: str) -> None:
@@ -101,6 +100,11 @@ class LayerStore:
         except OSError as error:
             message = f"the cache folder {cache} cannot be used: {error.strerror}"
             raise CacheError(message, hint="choose another one with --cache-dir") from error
+        # Their owners are numbers, which mean others to another user, in another user namespace. To him all would be
+        # damaged, and he could read no mark of overlayfs. So they are not shared, not even read-only.
+        if self.layers.is_dir() and self.layers.stat().st_uid != os.geteuid():
+            message = f"the layers in the cache folder {cache} are another user's"
+            raise CacheError(message, hint="choose another one with --cache-dir")
 
     def __enter__(self) -> Self:
         return self
@@ -226,10 +230,8 @@ class LayerStore:
             remove_tree(folder)
             for name in ("root", "volumes"):
                 (folder / name).mkdir(parents=True)
-            try:
+            with removed_afterwards(folder):
                 yield folder
-            finally:
-                remove_tree(folder)
 
     def commit(self, folder: Path, info: Mapping[str, Any]) -> Layer:
         """Turn a filled folder into the layer that it is named after: all else out, info last, rename.
@@ -276,10 +278,8 @@ class LayerStore:
             folder = self.staging / name
             remove_tree(folder)
             folder.mkdir()
-            try:
+            with removed_afterwards(folder):
                 yield folder
-            finally:
-                remove_tree(folder)
 
     def sweep(self) -> None:
         """Remove what killed builds left behind."""
@@ -349,18 +349,15 @@ def _last_use(info: Path) -> float:
 
 
 @contextlib.contextmanager
-def full_disk_named(folder: Path) -> Iterator[None]:
-    """Turn the failure of a program that found no space below ``folder`` into an error that says so.
-
-    Raises:
-        HostError: the disk is full.
-    """
+def removed_afterwards(folder: Path) -> Iterator[None]:
+    """Remove a folder of the staging area at the end. What went wrong before is not hidden by what goes wrong here."""
     try:
         yield
-    except (CommandError, StepError) as error:
-        if not any(words in error.context for words in NO_SPACE):
-            raise
-        raise HostError(f"no space is left below {folder}", context=error.context, hint=f"df -h {folder}") from error
+    except BaseException:
+        with contextlib.suppress(HostError):  # a thread may still write into it: the next bake sweeps
+            remove_tree(folder)
+        raise
+    remove_tree(folder)
 
 
 def remove_tree(path: Path) -> None:

@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagebuilder import process
+from imagebuilder import process, userns
 from imagebuilder.process import namespaces
 
 INSIDE = "/run/imagebuilder"  # where a sandbox sees what it is given; a tmpfs, so nothing of it stays in the layer
 SCRIPT = Path(__file__).with_name("sandbox.sh")
+USER_MARKS = "userxattr"  # the option with which overlayfs keeps its own marks where root may not set trusted.*
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"  # of every distribution's own packages; nothing of the host's
 
 
@@ -78,6 +79,7 @@ def command(
         "/bin/sh",
         str(SCRIPT),
         str(root),
+        USER_MARKS if userns.mapped() else "",
         *words,
         "--",
         "/usr/bin/env",

@@ -1,11 +1,12 @@
 #!/bin/sh
 # Runs a command in a root tree, inside mount, pid, uts, ipc and network namespaces that end with it.
-# usage: sandbox.sh ROOT [overlay TARGET LOWER UPPER WORK | overlay-ro TARGET LOWER | bind SOURCE TARGET
+# usage: sandbox.sh ROOT OVERLAY_OPTION [overlay TARGET LOWER UPPER WORK | overlay-ro TARGET LOWER | bind SOURCE TARGET
 #                         | robind SOURCE TARGET | tmpfs TARGET]... -- COMMAND...
 # TARGET is inside ROOT. Started by sandbox.py under unshare; nothing is mounted outside of the namespace.
 set -eu
 root=$1
-shift
+option=${2:+,$2}
+shift 2
 
 # A target inside the tree must not lead out of it through a link: looked at before anything is made there.
 inside() {
@@ -16,19 +17,26 @@ inside() {
     esac
 }
 
+# In a user namespace, what the host forbids of a mount (nosuid, nodev) must be said again when it is changed.
+read_only() {
+    mount -o remount,bind,ro "$1" 2> /dev/null && return
+    flags=$(findmnt -n -o VFS-OPTIONS --mountpoint "$1")
+    mount -o "remount,bind,ro${flags#rw}" "$1"
+}
+
 while [ "$1" != -- ]; do
     case $1 in
         overlay)
             inside "$2"
             mkdir -p "$target"
             # volatile: fsync in there is free. What is kept of it is synced as a whole when a layer is committed.
-            mount -t overlay -o "lowerdir=$3,upperdir=$4,workdir=$5,volatile" overlay "$target"
+            mount -t overlay -o "lowerdir=$3,upperdir=$4,workdir=$5,volatile$option" overlay "$target"
             shift 5
             ;;
         overlay-ro)
             inside "$2"
             mkdir -p "$target"
-            mount -t overlay -o "ro,lowerdir=$3" overlay "$target"
+            mount -t overlay -o "ro,lowerdir=$3$option" overlay "$target"
             shift 3
             ;;
         bind | robind)
@@ -40,7 +48,7 @@ while [ "$1" != -- ]; do
                 [ -e "$target" ] || : > "$target"
             fi
             mount --bind "$2" "$target"
-            [ "$1" = bind ] || mount -o remount,bind,ro "$target"
+            [ "$1" = bind ] || read_only "$target"
             shift 3
             ;;
         tmpfs)

@@ -175,18 +175,24 @@ def _xattrs(found: _Found) -> tuple[tuple[str, bytes], ...]:
 
 
 def _visible(own: Sequence[tuple[str, bytes]], found: _Found) -> tuple[tuple[str, bytes], ...]:
-    """Leave out what overlayfs hides, and refuse what would change the merge.
+    """Leave out what overlayfs hides, and refuse what would change the merge; a volume's own overlays keep their marks.
 
     Raises:
         ArtifactError: the layer was mounted with a feature that is not known here.
     """
     if found.layer < 0:
-        return tuple(own)
+        return tuple(sorted((_as_root_has_it(name), value) for name, value in own))
     for name, _ in own:
         if name.startswith(PREFIXES) and name.rpartition(".")[2] in REFUSED:
             what = f"{os.fsdecode(found.host)} has the attribute {name}"
             raise ArtifactError(f"{what}, which the layers of this project do not use", hint="build the layer again")
     return tuple(item for item in own if not item[0].startswith(PREFIXES))
+
+
+def _as_root_has_it(name: str) -> str:
+    """Return the name of an attribute as the image's root would have set it, who mounts what is in a volume."""
+    trusted, user = PREFIXES
+    return trusted + name.removeprefix(user) if name.startswith(user) else name
 
 
 def _opaque(own: Sequence[tuple[str, bytes]], found: _Found) -> bool:

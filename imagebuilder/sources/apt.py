@@ -8,7 +8,6 @@ settings is left out. Signatures and hashes are checked by apt itself; every fil
 from __future__ import annotations
 
 import math
-import os
 import re
 import shutil
 import time
@@ -18,17 +17,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imagebuilder import process
-from imagebuilder.content import content_id, fsync_directory, write_atomic
+from imagebuilder.content import aside, content_id, fsync_directory, write_atomic
 from imagebuilder.errors import ToolMissingError, UnreachableError, UnresolvableError, UntrustedError
 from imagebuilder.events import Stage
 from imagebuilder.model import LockedPackage
 from imagebuilder.process import Runner, namespaces
+from imagebuilder.sources.aptdates import goes_back, newest_date, release_dates, seconds_of
 from imagebuilder.sources.aptmessages import OTHER_MIRROR, OUT_OF_REACH, explained
 from imagebuilder.sources.debs import check_package, present
 from imagebuilder.sources.download import Downloader
+from imagebuilder.userns import privileged
 
+KEYRINGS = "etc/apt/keyrings"
 UPDATED, CONFIG, SOLVED = "imagebuilder-updated", "imagebuilder-apt.conf", "imagebuilder-solved"  # our files in it
 CONNECT_SECONDS = 5  # then a mirror counts as out of reach
+UPDATE_SECONDS = 300  # for all indexes: Debian's have 10 MB
+CRAWL_SECONDS, SLOWEST = 120, 20_000  # for packages: seconds, and as many more as this many bytes a second take
+SKEW_SECONDS = 3600.0  # an index from later than this was fetched while the clock was wrong
 KEY_LIMIT = 1 << 20  # bytes of a signing key file; real ones have a few KiB
 PACKAGE_LIMIT = 1 << 30  # bytes of one package; the largest that we meet (a kernel) has 110 MiB
 ASK_AGAIN = "run the command again with --refresh: it asks for versions anew"
@@ -76,11 +81,12 @@ class AptFolder:
         self.path, self._archive, self._runner = path, archive, runner
 
     def age(self) -> float:
-        """Return the seconds since the indexes were fetched; infinite when they never were."""
+        """Return the seconds since the indexes were fetched; infinite when they never were, or in the future."""
         try:
-            return max(0.0, time.time() - (self.path / UPDATED).stat().st_mtime)
+            age = time.time() - (self.path / UPDATED).stat().st_mtime
         except OSError:
             return math.inf
+        return max(0.0, age) if age > -SKEW_SECONDS else math.inf
 
     def update(self, log: Path, downloader: Downloader | None = None) -> None:
         """Make the folder anew with fresh, verified indexes.
@@ -91,7 +97,7 @@ class AptFolder:
 
         Raises:
             UnreachableError: the mirror does not answer.
-            UntrustedError: an index's signature or hash is wrong.
+            UntrustedError: an index's signature or hash is wrong, or it is older than the one before.
             UnresolvableError: the mirror does not have this release.
             ToolMissingError: mmdebstrap, or the archive's keyring, is not on this host.
         """
@@ -99,25 +105,31 @@ class AptFolder:
         archive = self._archive
         if not Path(archive.keyring).is_file():
             raise ToolMissingError(f"the keyring {archive.keyring} is not on this host", hint="imagebuilder doctor")
-        aside = self.path.with_name(f"{self.path.name}.new")
-        shutil.rmtree(aside, ignore_errors=True)
         self._probe(downloader or Downloader())
+        who = archive.mirror or f"the default mirror of {archive.suite}"
+        with aside(self.path) as work:
+            work.chmod(0o755)  # apt fetches as a user of its own
+            fresh = work / "root"
+            with explained(who):
+                self._bootstrap(fresh, work, log)
+            if goes_back(release_dates(self.path), release_dates(fresh), explained(who).who):
+                (self.path / UPDATED).touch()
+                return
+            (fresh / UPDATED).touch()
+            shutil.rmtree(self.path, ignore_errors=True)
+            fresh.rename(self.path)
+
+    def _bootstrap(self, root: Path, work: Path, log: Path) -> None:
+        archive = self._archive
         argv = [
             *_contained(), "mmdebstrap", "--variant=custom", "--mode=root", "--format=directory",
             "--skip=cleanup/apt,check/empty", f"--architectures={archive.arch}",
             f"--components={','.join(archive.components)}", f"--keyring={archive.keyring}",
             *(f"--aptopt={line}" for line in self._network_settings()),
-            archive.suite, str(aside), *([archive.mirror] if archive.mirror else []),
+            archive.suite, str(root), *([archive.mirror] if archive.mirror else []),
         ]  # fmt: skip
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with explained(archive.mirror or f"the default mirror of {archive.suite}"):
-                self._runner.run(argv, log=log, timeout=300)
-            (aside / UPDATED).touch()
-            shutil.rmtree(self.path, ignore_errors=True)
-            aside.rename(self.path)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        # TMPDIR: what a killed mmdebstrap leaves in there is swept with the rest.
+        self._runner.run(argv, env={"TMPDIR": str(work)}, log=log, timeout=UPDATE_SECONDS)
 
     def _probe(self, downloader: Downloader) -> None:
         """Give up within seconds when a mirror is silent; a proxy of apt's own may reach what we cannot."""
@@ -138,30 +150,39 @@ class AptFolder:
         key = downloader.get_bytes(repository.key_url, max_size=KEY_LIMIT).body
         name = f"{self.path.name}-{repository.name}-{content_id([repository.uri, repository.suite])[:12]}"
         copy = AptFolder(self.path.with_name(name), self._archive, self._runner)
-        shutil.rmtree(copy.path, ignore_errors=True)
-        shutil.copytree(self.path, copy.path, symlinks=True, ignore=shutil.ignore_patterns("dev", CONFIG, SOLVED))
-        try:
-            copy._add(repository, key, log)
-        except BaseException:
+        with aside(copy.path) as work:
+            work.chmod(0o755)
+            fresh = AptFolder(work / "root", self._archive, self._runner)
+            shutil.copytree(self.path, fresh.path, symlinks=True, ignore=shutil.ignore_patterns("dev", CONFIG, SOLVED))
+            fresh._add(repository, key, log)
+            goes_back(release_dates(copy.path), release_dates(fresh.path), repository.uri)
+            (fresh.path / CONFIG).unlink()
             shutil.rmtree(copy.path, ignore_errors=True)
-            raise
+            fresh.path.rename(copy.path)
+            copy._list(repository)
         return copy
 
     def _add(self, repository: ExtraRepository, key: bytes, log: Path) -> None:
-        keyring = self.path / "etc/apt/keyrings" / f"{repository.name}.asc"
+        keyring = self.path / KEYRINGS / f"{repository.name}.asc"
         write_atomic(keyring, key)
         self._check_key(keyring, repository)
-        line = " ".join(
-            [f"deb [signed-by={keyring.resolve()}]", repository.uri, repository.suite, *repository.components]
-        )
-        listed = self.path / "etc/apt/sources.list.d" / f"{repository.name}.list"
-        write_atomic(listed, line + "\n")
+        listed = self._list(repository)
         only = [
             "-o", f"Dir::Etc::sourcelist={listed.resolve()}", "-o", "Dir::Etc::sourceparts=-",
             "-o", "APT::Get::List-Cleanup=0", "-o", "APT::Update::Error-Mode=any",
         ]  # fmt: skip
         with explained(repository.uri):
             self._apt([*_contained(), "apt-get", *only, "update"], log=log)
+
+    def _list(self, repository: ExtraRepository) -> Path:
+        """Write the line of an extra repository, which has the path of its key, and return the file."""
+        keyring = self.path / KEYRINGS / f"{repository.name}.asc"
+        line = " ".join(
+            [f"deb [signed-by={keyring.resolve()}]", repository.uri, repository.suite, *repository.components]
+        )
+        listed = self.path / "etc/apt/sources.list.d" / f"{repository.name}.list"
+        write_atomic(listed, line + "\n")
+        return listed
 
     def solve(self, names: Sequence[str]) -> tuple[LockedPackage, ...]:
         """Return the exact packages that installing ``names`` into an empty root would bring, sorted by name.
@@ -216,9 +237,6 @@ class AptFolder:
             return
         if not self.path.is_dir():
             raise UnresolvableError(f"the cache no longer has the index of {self._archive.suite}", hint=ASK_AGAIN)
-        aside = store / ".incoming"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
         seen = 0
 
         def count(line: str) -> None:
@@ -229,25 +247,23 @@ class AptFolder:
 
         wanted = [f"{package.name}:{package.arch}={package.version}" for package in missing]
         wanted = [name.replace(":all=", "=") for name in wanted]
+        argv = [*_contained(), "apt-get", "-q", "download", *wanted]
+        seconds = CRAWL_SECONDS + sum(package.size for package in missing) / SLOWEST
         try:
-            with explained(f"the archive of {self._archive.suite}"):
-                self._apt([*_contained(), "apt-get", "-q", "download", *wanted], cwd=aside, log=log, on_line=count)
-            for package in missing:
-                check_package(aside / package.filename, package)
-                (aside / package.filename).rename(store / package.filename)
+            with aside(store / "incoming") as work:
+                work.chmod(0o755)
+                with explained(f"the archive of {self._archive.suite}"):
+                    self._apt(argv, cwd=work, log=log, on_line=count, timeout=seconds)
+                for package in missing:
+                    check_package(work / package.filename, package)
+                    (work / package.filename).rename(store / package.filename)
         except UnresolvableError as error:  # index or mirror have moved on since the versions were locked
             raise UnresolvableError(error.message, context=error.context, hint=ASK_AGAIN) from error
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
         fsync_directory(store)
 
     def date(self) -> str:
         """Return the date of the newest index, as the archive's Release files write it, or an empty string."""
-        dates = []
-        for path in sorted((self.path / "var/lib/apt/lists").glob("*Release")):
-            if found := re.search(r"^Date: (.+)$", path.read_text("utf-8", "replace"), re.MULTILINE):
-                dates.append(found[1].strip())
-        return max(dates, key=_epoch, default="")
+        return newest_date(self.path)
 
     def default_sources(self) -> str:
         """Return the lines of sources.list that belong into the image: the distribution's own.
@@ -260,7 +276,7 @@ class AptFolder:
 
     def epoch(self) -> int:
         """Return the newest index's date in seconds since 1970: the time that everything built from it gets."""
-        return _epoch(self.date())
+        return seconds_of(self.date())
 
     def _network_settings(self) -> list[str]:
         """Return apt's settings: give up soon, and what this host's apt says about proxies."""
@@ -283,7 +299,7 @@ class AptFolder:
                 raise process.command_error(replace(result, tail=(*result.stdout.splitlines(), *result.tail)))
         return result.stdout
 
-    def _apt(self, argv: Sequence[str], **options: object) -> process.Result:
+    def _apt(self, argv: Sequence[str], *, timeout: float = 1800, **options: object) -> process.Result:
         config = self.path / CONFIG
         if not config.exists():
             root = self.path.resolve()
@@ -295,7 +311,7 @@ class AptFolder:
             ]  # fmt: skip
             write_atomic(config, "".join(f"{line};\n" for line in settings))
         env = {"APT_CONFIG": str(config.resolve())}
-        return self._runner.run(argv, env=env, timeout=1800, **options)  # type: ignore[arg-type]
+        return self._runner.run(argv, env=env, timeout=timeout, **options)  # type: ignore[arg-type]
 
     def _check_key(self, keyring: Path, repository: ExtraRepository) -> None:
         process.require("gpg", package="gpg")
@@ -323,7 +339,7 @@ class AptFolder:
 
 def _contained() -> list[str]:
     """Return what ends apt's own children with it, also when we are killed; an ordinary user has no such thing."""
-    return namespaces(network=True) if os.geteuid() == 0 else []
+    return namespaces(network=True) if privileged() else []
 
 
 def folder_key(archive: Archive) -> str:
@@ -360,15 +376,6 @@ def parse_uris(output: str) -> tuple[LockedPackage, ...]:
             )
         )  # fmt: skip
     return tuple(sorted(packages, key=lambda package: (package.name, package.arch)))
-
-
-def _epoch(date: str) -> int:
-    from email.utils import parsedate_to_datetime
-
-    try:
-        return int(parsedate_to_datetime(date).timestamp())
-    except (TypeError, ValueError):
-        return 0
 
 
 def by_layer(

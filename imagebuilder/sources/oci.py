@@ -10,14 +10,13 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from imagebuilder.content import canonical_json, sha256_bytes, sha256_file, writing
+from imagebuilder.content import aside, canonical_json, sha256_bytes, sha256_file, writing
 from imagebuilder.errors import DataError
 from imagebuilder.sources.archive import ArchiveInfo as ArchiveInfo
 from imagebuilder.sources.archive import inspect_archive as inspect_archive
@@ -82,9 +81,8 @@ def compose(spec: ComposeSpec, files: Sequence[tuple[str, Path, int]], out: Path
         DataError: a path is relative, goes up, is there twice, or does not fit a USTAR header.
         UsageError: the reference is none.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
-        layer_path = Path(scratch) / "layer.tar"
+    with aside(out) as scratch:
+        layer_path = scratch / "layer.tar"
         with layer_path.open("wb") as stream:
             _write_layer(files, stream, epoch)
         layer = Blob(digest=f"sha256:{sha256_file(layer_path)}", size=layer_path.stat().st_size, source=layer_path)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from imagebuilder.content import (
+    ASIDE,
     boot_id,
     content_id,
     fsync_directory,
@@ -89,7 +90,7 @@ def find(cache_dir: Path, wanted: str, say: Callable[[str], None] | None = None)
     except CacheError as error:
         problem = error.message
     require_writable(cache_dir, f"lose a damaged payload ({problem})")
-    _discard(folder)
+    discard(folder)
     if say:
         say(f"{problem}: it was removed, and is made again")
     return None
@@ -145,7 +146,7 @@ def filling(cache_dir: Path, wanted: str, origin: Mapping[str, str]) -> Iterator
         _sweep(root)
         aside, lock = _locked_folder(root, wanted)
     except OSError as error:
-        raise HostError(f"cannot write to {root}: {error.strerror}") from error
+        raise HostError(f"cannot write to {root}: {error.strerror}", hint=f"df -h {root}") from error
     try:
         work = Filling(folder=aside / "payload", scratch=aside / "scratch")
         work.folder.mkdir()
@@ -188,7 +189,7 @@ def _fits(folder: Path, program: LockedFile) -> bool:
 def _locked_folder(root: Path, wanted: str) -> tuple[Path, int]:
     """Make a folder aside and lock it; a sweep that came in between has removed it: make another."""
     while True:
-        aside = Path(tempfile.mkdtemp(prefix=f".{wanted[:12]}.", dir=root))
+        aside = Path(tempfile.mkdtemp(prefix=f".{wanted[:12]}.", suffix=ASIDE, dir=root))
         with contextlib.suppress(FileNotFoundError):
             lock = os.open(aside, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -209,9 +210,9 @@ def _sweep(root: Path) -> None:
                 os.close(lock)
 
 
-def _discard(folder: Path) -> None:
+def discard(folder: Path) -> None:
     """Take a broken folder out of the way in one rename, then remove it."""
-    aside = Path(tempfile.mkdtemp(prefix=".broken.", dir=folder.parent))
+    aside = Path(tempfile.mkdtemp(prefix=".broken.", suffix=ASIDE, dir=folder.parent))
     with contextlib.suppress(OSError):
         folder.rename(aside / folder.name)
     shutil.rmtree(aside, ignore_errors=True)

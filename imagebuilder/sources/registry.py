@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlencode, urlsplit
 
-from imagebuilder.content import sha256_bytes
+from imagebuilder.content import aside, sha256_bytes
 from imagebuilder.errors import UnresolvableError, UntrustedError, UsageError
 from imagebuilder.sources.addresses import host_of, safe_url, split
 from imagebuilder.sources.download import Downloader, OnProgress, Response
@@ -129,9 +128,8 @@ class Registry:
         if manifest.size > max_size:
             raise UntrustedError(f"{ref} has {manifest.size} bytes, more than the {max_size} it may have")
         config = self._configuration(ref, manifest, arch)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
-            layers = self._layers(ref, manifest, Path(scratch), on_progress)
+        with aside(out) as scratch:
+            layers = self._layers(ref, manifest, scratch, on_progress)
             image = Image(
                 reference=ref, layers=layers, arch=arch,
                 manifest=Blob(digest=ref.digest, size=len(data), source=data),

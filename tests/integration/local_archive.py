@@ -35,11 +35,13 @@ def run(*argv: str | Path, data: bytes = b"", env: Mapping[str, str] | None = No
 class Key:
     """A throwaway signing key in a home of its own; ``keyring`` is what a client has of it."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, clock: str = "", expires: str = "never") -> None:
         self.home = Path(tempfile.mkdtemp(prefix="ib-gpg-"))  # short: the agent's socket lies in it
         self._gpg = ("gpg", "--homedir", self.home, "--batch", "--quiet", "--passphrase", "", "--pinentry-mode",
                      "loopback")  # fmt: skip
-        run(*self._gpg, "--quick-generate-key", f"{name} <{name}@example.invalid>", "ed25519", "sign", "never")
+        if clock:  # as on a machine where it is that time, for instance 20400101T000000
+            self._gpg = (*self._gpg, "--faked-system-time", f"{clock}!")
+        run(*self._gpg, "--quick-generate-key", f"{name} <{name}@example.invalid>", "ed25519", "sign", expires)
         listed = run(*self._gpg, "--list-keys", "--with-colons").decode()
         self.fingerprint = next(line.split(":")[9] for line in listed.splitlines() if line.startswith("fpr:"))
         self.armored = run(*self._gpg, "--armor", "--export")

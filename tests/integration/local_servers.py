@@ -76,12 +76,23 @@ def answer(handler: Handler, data: bytes, *, status: int = 200, stated: bool = T
             handler.wfile.write(data)
 
 
+def cut_off(data: bytes) -> Route:
+    """Promise all of it, send the half, and reset the connection."""
+    return lambda handler: _cut_off(handler, data)
+
+
 def reset(handler: Handler) -> None:
-    """Promise all of DATA, send the half of it, and reset the connection."""
+    """Do that with DATA."""
+    _cut_off(handler, DATA)
+
+
+def _cut_off(handler: Handler, data: bytes) -> None:
     handler.send_response(200)
-    handler.send_header("Content-Length", str(len(DATA)))
+    handler.send_header("Content-Length", str(len(data)))
     handler.end_headers()
-    handler.wfile.write(DATA[: len(DATA) // 2])
+    if handler.command == "HEAD":
+        return
+    handler.wfile.write(data[: len(data) // 2])
     handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     handler.close_connection = True
     handler.connection.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import urllib.parse
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from imagebuilder.content import sha256_bytes
 from imagebuilder.errors import (
     CommandError,
     DeadlineError,
+    HostError,
     ImagebuilderError,
     ToolMissingError,
     UnreachableError,
@@ -23,7 +26,17 @@ from imagebuilder.errors import (
 )
 from imagebuilder.events import Stage, Tape
 from imagebuilder.model import LockedPackage
-from imagebuilder.sources.apt import PACKAGE_LIMIT, AptFolder, Archive, by_layer, folder_key, parse_uris
+from imagebuilder.sources.apt import (
+    PACKAGE_LIMIT,
+    SKEW_SECONDS,
+    UPDATED,
+    AptFolder,
+    Archive,
+    by_layer,
+    folder_key,
+    parse_uris,
+)  # fmt: skip
+from imagebuilder.sources.aptdates import goes_back
 from imagebuilder.sources.aptmessages import explained
 from imagebuilder.sources.debs import check_package, make_repository
 
@@ -174,8 +187,9 @@ FORBIDDEN = "E: Failed to fetch http://m/debian/dists/trixie/InRelease  403  For
         pytest.param(NO_KEY_26, UntrustedError, "without a valid signature", id="no-key-2.6"),
         pytest.param(NO_KEY_30, UntrustedError, "without a valid signature", id="no-key-3.0"),
         pytest.param(CHANGED_30, UntrustedError, "without a valid signature", id="changed-3.0"),
-        pytest.param(EXPIRED, UntrustedError, "without a valid signature", id="expired"),
-        pytest.param(TOO_NEW, UntrustedError, "without a valid signature", id="not-yet-valid"),
+        pytest.param(EXPIRED, UntrustedError, "no longer valid", id="expired"),
+        pytest.param(TOO_NEW, UntrustedError, "from the future", id="not-yet-valid"),
+        pytest.param("E: write (28: No space left on device)", HostError, "more than there is space", id="full-disk"),
         pytest.param(HASH, UntrustedError, "hash is not the one", id="hash"),
         pytest.param(SIZE, UntrustedError, "hash is not the one", id="size"),
         pytest.param("E: Unable to locate package kubelett", UnresolvableError, "asked for", id="unknown"),
@@ -219,11 +233,53 @@ def test_unmet_dependencies_are_shown() -> None:
     assert " kubelet : Depends: libc6 (>= 3) but 2.36-9 is to be installed" in caught.value.context
 
 
-@pytest.mark.parametrize("error", [CommandError("dpkg died", context="E: disk full"), DeadlineError("was ended")])
-def test_what_is_not_known_is_passed_on(error: ImagebuilderError) -> None:
-    with pytest.raises(type(error)) as caught, explained("m"):
+def test_what_is_not_known_is_passed_on() -> None:
+    error = CommandError("dpkg died", context="E: disk full")
+    with pytest.raises(CommandError) as caught, explained("m"):
         raise error
     assert caught.value is error
+
+
+def test_a_mirror_that_does_not_come_to_an_end_is_too_slow() -> None:
+    with pytest.raises(UnreachableError, match="m is too slow: it was given up") as caught, explained("m"):
+        raise DeadlineError("apt-get was still running after 120 s and was ended")
+    assert (caught.value.context[:21], "--mirror" in caught.value.hint) == ("apt-get was still run", True)
+
+
+@pytest.mark.parametrize("said", [EXPIRED, TOO_NEW, NO_KEY_30], ids=["expired", "not-yet-valid", "signature"])
+def test_what_may_be_the_clocks_fault_says_what_the_clock_says(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: 86400.0)
+    with pytest.raises(UntrustedError) as caught, explained("m"):
+        raise CommandError("apt-get ended", context=said)
+    assert "clock" in f"{caught.value.message} {caught.value.hint}"
+    assert "it says 1970-01-02 00:00 UTC" in caught.value.hint
+
+
+BEFORE = {"m_InRelease": "Sat, 15 Aug 2026 08:00:00 UTC", "n_InRelease": "Sat, 15 Aug 2026 08:00:00 UTC"}
+
+
+def test_dates_of_indexes_do_not_go_back() -> None:
+    assert not goes_back({}, BEFORE, "m")
+    assert not goes_back(BEFORE, BEFORE, "m")
+    assert not goes_back(BEFORE, {"m_InRelease": "Sun, 16 Aug 2026 08:00:00 UTC"}, "m")
+    assert goes_back(BEFORE, BEFORE | {"n_InRelease": "Fri, 14 Aug 2026 08:00:00 UTC"}, "m"), "servers lag a little"
+    with pytest.raises(
+        UntrustedError, match="m gives an index that is older than the one that it gave before"
+    ) as caught:
+        goes_back(BEFORE, BEFORE | {"n_InRelease": "Wed, 12 Aug 2026 08:00:00 UTC"}, "m")
+    assert caught.value.context.endswith("now:    Wed, 12 Aug 2026 08:00:00 UTC")
+    assert "--mirror" in caught.value.hint
+    with pytest.raises(UntrustedError):
+        goes_back(BEFORE, {"m_InRelease": "no date"}, "m")
+
+
+def test_an_index_that_was_fetched_in_the_future_is_fetched_again(tmp_path: Path) -> None:
+    made = folder(tmp_path, FakeRunner())
+    made.path.mkdir(parents=True, exist_ok=True)
+    (made.path / UPDATED).touch()
+    assert made.age() < SKEW_SECONDS
+    os.utime(made.path / UPDATED, (2_300_000_000, 2_300_000_000))
+    assert made.age() == math.inf
 
 
 def test_the_words_of_the_command_are_no_reason() -> None:
@@ -299,7 +355,7 @@ def test_fetch_asks_for_exact_versions_of_what_is_missing(tmp_path: Path) -> Non
 
     def download(_: list[str]) -> str:
         for item in wanted[:2]:
-            (store / ".incoming" / item.filename).write_bytes(b"other")
+            (next(store.glob(".incoming*")) / item.filename).write_bytes(b"other")
         return "Get:1 http://m a\nGet:2 http://m b"
 
     runner = FakeRunner({**CONFIG, ("download",): download})

@@ -27,7 +27,7 @@ def test_another_user_than_root_is_told_so(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(PrivilegeError) as caught:
         attempt(tmp_path)
-    assert "sudo" in caught.value.hint
+    assert "doctor" in caught.value.hint
     assert list(tmp_path.iterdir()) == [], "nothing was written"
 
 

@@ -22,7 +22,7 @@ LEVELS = (
     {"vm"},
     {"cells", "diskplan", "plan", "recipe_env", "repositories", "resolve", "fetch", "lockfile", "locked"},
     {"profile_data", "profiles", "targets", "steps", "images", "compat", "config", "strict", "sources"},
-    {"process", "events", "resources", "content", "gzips"},
+    {"process", "userns", "events", "resources", "content", "gzips"},
     {"model", "errors", "__init__"},
 )
 ROOMS = LEVELS[3]  # none of them imports another

@@ -16,7 +16,8 @@ import pytest
 from layer_stores import ID, OTHER, Sync, add
 
 from imagebuilder.direct import layers
-from imagebuilder.direct.layers import INFO, UNSYNCED, Layer, LayerStore, disk_usage, full_disk_named, remove_tree
+from imagebuilder.direct.fulldisk import full_disk_named
+from imagebuilder.direct.layers import INFO, UNSYNCED, Layer, LayerStore, disk_usage, remove_tree
 from imagebuilder.direct.seals import SEAL, damage_of
 from imagebuilder.errors import CacheError, CommandError, HostError, ImagebuilderError, StepError
 

@@ -17,7 +17,7 @@ from fake_runner import Failed, FakeRunner
 
 from imagebuilder import resources
 from imagebuilder.cells import plan_request
-from imagebuilder.content import sha256_bytes
+from imagebuilder.content import content_id, sha256_bytes
 from imagebuilder.errors import (
     DataError,
     ImagebuilderError,
@@ -157,7 +157,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr("imagebuilder.process.find", lambda program: None)  # no apt-config: no proxy of this host
     monkeypatch.setattr("imagebuilder.resolve.gomodules.check_reachable", lambda module, **_: None)
     monkeypatch.setattr("imagebuilder.locked.gomodules.identity", lambda module, **_: (module.digest[::-1], "go1.26"))
-    monkeypatch.setattr("imagebuilder.locked.os.geteuid", lambda: 0)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
     return World(cache=tmp_path / "cache")
 
 
@@ -440,13 +440,18 @@ def test_offline_takes_any_age_and_asks_nobody(world: World) -> None:
     assert world.resolve(wanted(), offline=True) == lock
 
 
-@pytest.mark.parametrize("spoil", ["empty", "binary", "not-json", "other-shape", "older-wrapper"])
+@pytest.mark.parametrize(
+    "spoil", ["empty", "binary", "not-json", "other-shape", "other-lock", "older-wrapper", "damaged"]
+)
 def test_an_answer_that_cannot_be_used_is_asked_again(world: World, spoil: str) -> None:
     lock = world.resolve(wanted())
     data = json.loads(world.remembered().read_bytes())
-    data["taken"]["kubernetes"]["version"] = "1.35.7"  # the wrapper module was updated meanwhile
-    older = json.dumps(data).encode()
-    texts = {"empty": b"", "binary": bytes(range(256)), "not-json": b"{", "other-shape": b"{}", "older-wrapper": older}
+    data["data"]["taken"]["kubernetes"]["version"] = "1.35.7"
+    damaged = json.dumps(data).encode()
+    older = json.dumps(data | {"sha256": content_id(data["data"])}).encode()  # of before the wrapper was updated
+    other = json.dumps({"data": {}, "sha256": content_id({})}).encode()
+    texts = {"empty": b"", "binary": bytes(range(256)), "not-json": b"{", "other-shape": b"{}"}
+    texts |= {"other-lock": other, "older-wrapper": older, "damaged": damaged}
     world.remembered().write_bytes(texts[spoil])
     assert asked(world, lambda: world.resolve(wanted()))
     assert world.resolve(wanted()) == lock

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imagebuilder import userns
 from imagebuilder.direct.sandbox import PATH, SCRIPT, Bind, Mount, Overlay, Tmpfs, command
 from imagebuilder.process import namespaces
 
@@ -74,8 +75,19 @@ def test_a_command_has_a_clean_environment_and_its_mounts_in_order() -> None:
     words = command(Path("/r"), mounts, ["/bin/sh", "-c", "true"])
     assert words[: len(namespaces())] == namespaces()
     assert words[len(namespaces()) :] == [
-        "/bin/sh", str(SCRIPT), "/r", "tmpfs", "/run", "robind", "/s", "/run/x", "--", *CLEAN, "/bin/sh", "-c", "true",
+        "/bin/sh", str(SCRIPT), "/r", "", "tmpfs", "/run", "robind", "/s", "/run/x", "--", *CLEAN,
+        "/bin/sh", "-c", "true",
     ]  # fmt: skip
+
+
+def test_overlays_are_marked_as_a_user_namespace_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(userns, "mapped", lambda: True)
+    assert command(Path("/r"), [], ["true"])[len(namespaces()) :][:4] == ["/bin/sh", str(SCRIPT), "/r", "userxattr"]
+
+
+@pytest.fixture(autouse=True)
+def _first_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(userns, "mapped", lambda: False)
 
 
 def test_nothing_of_this_process_environment_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,3 +186,16 @@ def test_names_need_not_be_utf8(tmp_path: Path) -> None:
     with open(os.fsencode(tmp_path) + b"/root/\xff\xfe", "wb"):
         pass
     assert [entry.path for entry in merge([tmp_path / "root"])] == [b"", b"\xff\xfe"]
+
+
+def test_the_marks_of_overlays_in_a_volume_are_those_of_root(layer: Make, tmp_path: Path) -> None:
+    volume = tmp_path / "volume"
+    (volume / "snapshot").mkdir(parents=True)
+    try:
+        os.setxattr(volume / "snapshot", "user.overlay.opaque", b"y")
+        os.setxattr(volume / "snapshot", "user.other", b"1")
+    except OSError as error:
+        pytest.skip(f"this file system has no such attributes: {error}")
+    tree = merge([layer({"var": None})], {"/var/volume": volume})
+    found = {entry.path: entry.xattrs for entry in tree}
+    assert found[b"var/volume/snapshot"] == (("trusted.overlay.opaque", b"y"), ("user.other", b"1"))

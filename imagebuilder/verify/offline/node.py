@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
+from imagebuilder.direct.bolt import lookup
 from imagebuilder.errors import ArtifactError
 from imagebuilder.verify.booted.runtime import containerd_config, sandbox
 from imagebuilder.verify.model import Found, Image, OfflineCheck
-from imagebuilder.verify.offline.bolt import lookup
 from imagebuilder.verify.offline.files import is_program, missing_programs, paths
 from imagebuilder.verify.offline.units import has_docker, unit_settings
 from imagebuilder.verify.tree import Tree, read, resolve, text

@@ -19,7 +19,8 @@ initramfs_build() {
     for kernel in /lib/modules/*; do
         kernel=${kernel##*/}
         [ -e "/boot/vmlinuz-$kernel" ] || die "kernel modules $kernel have no /boot/vmlinuz-$kernel"
-        update-initramfs -c -k "$kernel"
+        # The time of the kernel: else the archive in there has numbers and times of this build (mkinitramfs(8)).
+        SOURCE_DATE_EPOCH=$(stat -c %Y "/boot/vmlinuz-$kernel") update-initramfs -c -k "$kernel"
     done
 }
 

@@ -1,4 +1,4 @@
-"""Reads single values of a bolt database, the format of containerd's metadata; the whole file is in memory.
+"""Reads and writes bolt databases, the format of containerd's metadata; the whole file is in memory.
 
 Format: go.etcd.io/bbolt, ``internal/common/page.go``, ``meta.go`` and ``bucket.go``; numbers are little-endian.
 Two meta pages take turns, so that the newer one with a right checksum counts. A bucket is a tree of pages; a small one
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 from imagebuilder.errors import ArtifactError
 
@@ -17,9 +18,20 @@ _META = struct.Struct("<IIIIQQQQQ")  # magic, version, page size, flags, root, s
 _BRANCH = struct.Struct("<IIQ")  # position from this element, key's size, page
 _LEAF = struct.Struct("<IIII")  # flags, position from this element, key's size, value's size
 _BUCKET = struct.Struct("<QQ")  # root page, sequence
-_BRANCH_PAGE, _LEAF_PAGE, _IS_BUCKET = 0x01, 0x02, 0x01
+_BRANCH_PAGE, _LEAF_PAGE, _META_PAGE, _FREE_PAGE, _IS_BUCKET = 0x01, 0x02, 0x04, 0x10, 0x01
 _MAGIC, _VERSION = 0xED0CDAED, 2
 _PAGE_SIZES = range(512, (64 << 10) + 1)
+_SIZE = 4096  # bytes of the pages that are written
+_INLINE = _SIZE // 4  # bytes of the largest bucket that lies in its parent (bucket.go, "inlineable")
+_MOST_DEEP = 16  # buckets within each other; containerd has eight
+
+
+@dataclass(kw_only=True, slots=True)
+class Bucket:
+    """Values and buckets by name, and the last number that the bucket gave out."""
+
+    sequence: int = 0
+    items: dict[bytes, bytes | Bucket] = field(default_factory=dict)
 
 
 def lookup(data: bytes, keys: Sequence[bytes]) -> bytes | None:
@@ -46,6 +58,77 @@ def lookup(data: bytes, keys: Sequence[bytes]) -> bytes | None:
     except struct.error as error:
         raise ArtifactError(f"the bolt database is damaged: {error}") from error
     return value
+
+
+def read(data: bytes) -> Bucket:
+    """Return all that is in a database.
+
+    Raises:
+        ArtifactError: it is no bolt database, or is damaged.
+    """
+    left = len(data)  # an element takes more than a byte: what has more than that leads to itself
+
+    def bucket(value: bytes, depth: int) -> Bucket:
+        nonlocal left
+        found = Bucket(sequence=_BUCKET.unpack_from(value)[1])
+        for flags, name, one in _elements(data, size, value):
+            left -= 1
+            if left < 0 or depth > _MOST_DEEP:
+                raise ArtifactError("the bolt database is damaged: a bucket is in itself")
+            found.items[name] = bucket(one, depth + 1) if flags & _IS_BUCKET else one
+        return found
+
+    try:
+        size, root = _newest(data)
+        return bucket(_BUCKET.pack(root, 0), 0)
+    except struct.error as error:
+        raise ArtifactError(f"the bolt database is damaged: {error}") from error
+
+
+def write(root: Bucket) -> bytes:
+    """Return a database with just this in it: the same content is the same bytes.
+
+    A bucket is one page, with as many after it as it takes; bolt divides it when it next changes it.
+    """
+    pages = bytearray(3 * _SIZE)  # two meta pages, a list of free pages that is empty
+
+    def place(items: Sequence[tuple[int, bytes, bytes]]) -> int:
+        number = len(pages) // _SIZE
+        page = _packed(number, items)
+        pages.extend(page.ljust(-(-len(page) // _SIZE) * _SIZE, b"\0"))
+        return number
+
+    def elements(bucket: Bucket) -> list[tuple[int, bytes, bytes]]:
+        found = []
+        for name, value in sorted(bucket.items.items()):
+            whole = packed(value) if isinstance(value, Bucket) else value
+            found.append((_IS_BUCKET if isinstance(value, Bucket) else 0, name, whole))
+        return found
+
+    def packed(bucket: Bucket) -> bytes:
+        items = elements(bucket)
+        page = _packed(0, items)
+        if len(page) <= _INLINE and not any(flags for flags, _, _ in items):
+            return _BUCKET.pack(0, bucket.sequence) + page
+        return _BUCKET.pack(place(items), bucket.sequence)
+
+    top = place(elements(root))
+    _PAGE.pack_into(pages, 2 * _SIZE, 2, _FREE_PAGE, 0, 0)
+    for number in (0, 1):
+        meta = _META.pack(_MAGIC, _VERSION, _SIZE, 0, top, root.sequence, 2, len(pages) // _SIZE, number)
+        page = _PAGE.pack(number, _META_PAGE, 0, 0) + meta + struct.pack("<Q", _fnv(meta))
+        pages[number * _SIZE : number * _SIZE + len(page)] = page
+    return bytes(pages)
+
+
+def _packed(number: int, items: Sequence[tuple[int, bytes, bytes]]) -> bytes:
+    """Return a leaf page of flags, names and values."""
+    head, body = bytearray(), bytearray()
+    for index, (flags, name, value) in enumerate(items):
+        head += _LEAF.pack(flags, (len(items) - index) * _LEAF.size + len(body), len(name), len(value))
+        body += name + value
+    overflow = max(0, _PAGE.size + len(head) + len(body) - 1) // _SIZE
+    return _PAGE.pack(number, _LEAF_PAGE, len(items), overflow) + head + body
 
 
 def _newest(data: bytes) -> tuple[int, int]:

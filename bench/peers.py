@@ -1,0 +1,168 @@
+"""What others take for the same packages, on this machine: mkosi, debos, and the plain tools one after the other.
+
+They run in a Debian 13 tree of their own, as newer hosts have them, without network: all packages come from one local
+archive. None of them adds kubelet, a boot loader, containers or a configuration: they are given less to do than ours.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from imagebuilder.content import sha256_bytes
+from imagebuilder.direct.sandbox import Bind, Overlay, command
+from imagebuilder.model import LockedPackage
+from imagebuilder.process import RealRunner
+from imagebuilder.sources.debs import make_repository
+
+SUITE = "trixie"
+PROGRAMS = (
+    "mkosi,debos,debootstrap,mmdebstrap,apt,dpkg-dev,systemd,systemd-repart,udev,"
+    "e2fsprogs,qemu-utils,zstd,ca-certificates"
+)
+QCOW2 = "qemu-img convert -O qcow2 -c -o compression_type=zstd"
+MKOSI = """\
+[Distribution]
+Distribution=debian
+Release={suite}
+LocalMirror=file:///bench/archive
+RepositoryKeyCheck=no
+
+[Output]
+Format=disk
+ImageId=peer
+OutputDirectory=/bench/mkosi/out
+
+[Build]
+Incremental={incremental}
+CacheDirectory=/bench/mkosi/cache
+PackageCacheDirectory=/bench/mkosi/packages
+WorkspaceDirectory=/bench/mkosi/workspace
+BuildSources=
+
+[Content]
+Bootable=no
+WithDocs=no
+Packages={packages}
+"""
+DEBOS = """\
+architecture: amd64
+actions:
+  - action: debootstrap
+    suite: {suite}
+    mirror: file:///bench/archive
+    components: [main]
+    variant: minbase
+    check-gpg: false
+  - action: run
+    chroot: true
+    command: apt-get install --yes --no-install-recommends {packages}
+  - action: pack
+    compression: none
+    file: root.tar
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Peer:
+    """One way to an image, as a shell command for the tree of programs.
+
+    Attributes:
+        made: what it makes, below the work folder.
+        lacks: what it does not do that ours does.
+    """
+
+    name: str
+    command: str
+    made: str
+    lacks: str
+
+
+_MKOSI = f"mkosi -C /bench/mkosi --force build && {QCOW2} /bench/mkosi/out/peer.raw /bench/mkosi/peer.qcow2"
+PEERS = (
+    Peer(
+        name="mkosi, cold", command=_MKOSI, made="mkosi/peer.qcow2", lacks="no kubelet, containers, boot loader"
+    ),
+    Peer(
+        name="mkosi, incremental", command=_MKOSI, made="mkosi/peer.qcow2",
+        lacks="as above; its cache has all packages, installed",
+    ),
+    Peer(
+        name="debos", command="cd /bench/debos && debos --disable-fakemachine recipe.yaml", made="debos/root.tar",
+        lacks="as above, and no disk: a tar of the root tree",
+    ),
+    Peer(
+        name="mmdebstrap + mke2fs -d + qemu-img convert -c",
+        command=f"mmdebstrap --mode=root --variant=essential --skip=check/empty --format=directory"
+        f" --include=$(cat /bench/names) {SUITE} /bench/plain/root 'deb [trusted=yes] copy:/bench/archive {SUITE} main'"
+        f" && truncate -s 8G /bench/plain/raw && mke2fs -q -t ext4 -F -d /bench/plain/root /bench/plain/raw"
+        f" && {QCOW2} /bench/plain/raw /bench/plain/peer.qcow2",
+        made="plain/peer.qcow2", lacks="no kubelet, containers, boot loader",
+    ),
+)  # fmt: skip
+
+
+def write_archive(packages: Sequence[LockedPackage], store: Path, archive: Path) -> None:
+    """Write an apt archive of exactly these packages, with the folders that debootstrap wants.
+
+    The format is of wiki.debian.org/DebianRepository/Format.
+    """
+    make_repository(packages, store, SUITE, archive, RealRunner())
+    index = (archive / "Packages").read_bytes()
+    folder = archive / "dists" / SUITE
+    binary = folder / "main/binary-amd64"
+    binary.mkdir(parents=True)
+    sums = []
+    for name, data in (("Packages", index), ("Packages.gz", gzip.compress(index, mtime=0))):
+        (binary / name).write_bytes(data)
+        sums.append(f" {sha256_bytes(data)} {len(data)} main/binary-amd64/{name}\n")
+    head = f"Origin: Debian\nSuite: {SUITE}\nCodename: {SUITE}\nArchitectures: amd64\nComponents: main\nSHA256:\n"
+    (folder / "Release").write_text(head + "".join(sums))
+
+
+def programs(cache: Path) -> Path:
+    """Return a Debian 13 tree with the peers in it, made once."""
+    tree = cache / "bench-peers"
+    if not tree.is_dir():
+        aside = cache / "bench-peers.new"
+        RealRunner().run(
+            ["mmdebstrap", "--mode=root", "--variant=apt", f"--include={PROGRAMS}", SUITE, aside], timeout=1800
+        )
+        aside.rename(tree)
+    return tree
+
+
+def prepare(packages: Sequence[LockedPackage], store: Path, work: Path) -> None:
+    """Write the archive and each peer's recipe into the empty folder ``work``."""
+    write_archive(packages, store, work / "archive")
+    names = sorted(package.name for package in packages)
+    texts = {
+        "mkosi/mkosi.conf": MKOSI.format(suite=SUITE, incremental="yes", packages=",".join(names)),
+        "debos/recipe.yaml": DEBOS.format(suite=SUITE, packages=" ".join(names)),
+        "names": ",".join(names),
+    }
+    for name, text in texts.items():
+        (work / name).parent.mkdir(exist_ok=True)
+        (work / name).write_text(text)
+    for name in ("mkosi/out", "mkosi/cache", "mkosi/packages", "mkosi/workspace", "plain"):
+        (work / name).mkdir()
+
+
+def run(peer: Peer, tree: Path, work: Path) -> None:
+    """Run a peer in its tree; what it writes there is in a scratch overlay.
+
+    Raises:
+        CommandError: it failed.
+    """
+    scratch = work / "scratch"
+    RealRunner().run(["rm", "-rf", scratch])
+    for name in ("mnt", "upper", "work"):
+        (scratch / name).mkdir(parents=True)
+    mounts = [
+        Overlay(lower=[tree], upper=scratch / "upper", work=scratch / "work"),
+        Bind(source=work, target="/bench", writable=True),
+    ]
+    argv = command(scratch / "mnt", mounts, ["/bin/sh", "-euc", peer.command])
+    RealRunner().run(argv, log=work / "peers.log", timeout=1800)
