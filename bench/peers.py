@@ -57,8 +57,12 @@ actions:
     variant: minbase
     check-gpg: false
   - action: run
+    command: mkdir -p $ROOTDIR/bench/archive && mount --bind /bench/archive $ROOTDIR/bench/archive
+  - action: run
     chroot: true
-    command: apt-get install --yes --no-install-recommends {packages}
+    command: apt-get install --yes --no-install-recommends --allow-unauthenticated {packages}
+  - action: run
+    command: umount $ROOTDIR/bench/archive && rm -r $ROOTDIR/bench
   - action: pack
     compression: none
     file: root.tar
@@ -81,6 +85,13 @@ class Peer:
 
 
 _MKOSI = f"mkosi -C /bench/mkosi --force build && {QCOW2} /bench/mkosi/out/peer.raw /bench/mkosi/peer.qcow2"
+# It copies resolv.conf, which a tree without network does not have, and runs programs in systemd-nspawn, which wants
+# what a machine has that was booted.
+_DEBOS = (
+    "install /dev/null /etc/resolv.conf && systemd-id128 new >/etc/machine-id && mount -t tmpfs tmpfs /run"
+    " && mkdir -p /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup"
+    " && cd /bench/debos && debos --disable-fakemachine recipe.yaml"
+)
 PEERS = (
     Peer(
         name="mkosi, cold", command=_MKOSI, made="mkosi/peer.qcow2", lacks="no kubelet, containers, boot loader"
@@ -90,8 +101,7 @@ PEERS = (
         lacks="as above; its cache has all packages, installed",
     ),
     Peer(
-        name="debos", command="cd /bench/debos && debos --disable-fakemachine recipe.yaml", made="debos/root.tar",
-        lacks="as above, and no disk: a tar of the root tree",
+        name="debos", command=_DEBOS, made="debos/root.tar", lacks="as above, and no disk: a tar of the root tree"
     ),
     Peer(
         name="mmdebstrap + mke2fs -d + qemu-img convert -c",
