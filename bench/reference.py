@@ -99,7 +99,7 @@ def installed(cache: Path, work: Path) -> float:
         found = find_artifact(baked.folder)
         wanted = BootRequest(
             disk=found.disk, disk_format=found.disk_format, console_log=work / "console.log", until="kubelet",
-            seeds=(seed,), timeout=1200,
+            seeds=(seed,), timeout=900,
         )  # fmt: skip
         with boot(wanted, runner=runner, progress=Progress(), cache_dir=cache) as guest:
             return guest.report.stages["kubelet"]
@@ -121,9 +121,9 @@ def seed_files(script: str) -> dict[str, bytes]:
     files = [
         {"path": "/var/lib/kubelet/config.yaml", "content": KUBELET_CONFIG.read_text()},
         {"path": "/etc/systemd/system/kubelet.service", "content": UNIT},
-        {"path": "/run/install.sh", "content": script, "permissions": "0755"},
+        {"path": "/run/install.sh", "content": script},
     ]
-    user_data = {"write_files": files, "runcmd": [["/run/install.sh"]]}
+    user_data = {"write_files": files, "runcmd": [["sh", "/run/install.sh"]]}  # /run takes no programs
     return {
         "user-data": b"#cloud-config\n" + json.dumps(user_data).encode() + b"\n",
         "meta-data": json.dumps({"instance-id": "bench"}).encode() + b"\n",
