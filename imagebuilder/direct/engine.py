@@ -9,14 +9,16 @@ from pathlib import Path
 
 from imagebuilder.content import content_id, write_atomic
 from imagebuilder.direct.bootstrap import DPKG_OPTIONS, bootstrap
+from imagebuilder.direct.debcache import DebCache
 from imagebuilder.direct.disk import VOLUMES
 from imagebuilder.direct.elsewhere import Elsewhere
 from imagebuilder.direct.fastroot import fast_root
 from imagebuilder.direct.fulldisk import full_disk_named
 from imagebuilder.direct.imagestore import settle
 from imagebuilder.direct.layerjob import LayerJob
-from imagebuilder.direct.layers import Layer, LayerStore
+from imagebuilder.direct.layers import Layer, LayerStore, removed_afterwards
 from imagebuilder.direct.sandbox import INSIDE, Bind, Mount, Overlay, Tmpfs, command
+from imagebuilder.direct.storeddebs import store_packages
 from imagebuilder.errors import CacheError, CommandError, DeadlineError, StepError
 from imagebuilder.events import Progress, Stage
 from imagebuilder.model import FORMAT_VERSION, LockedPackage
@@ -122,7 +124,9 @@ class DirectEngine:
             if folder is None:
                 return self._finished(job.id)
             repository = self.make_repository(job.packages, folder / "repository", stage)
-            if not below:
+            if below:
+                self._store_packages(repository, job.packages, folder)
+            else:
                 self._bootstrap(job, folder, repository, stage)
             for path, text in job.texts.items():
                 write_atomic(folder / "root" / path.lstrip("/"), text)
@@ -145,6 +149,12 @@ class DirectEngine:
             job.packages, repository=repository, suite=self.suite, arch=self.arch, root=root,
             runner=self.runner, stage=stage, log=self.log,
         )  # fmt: skip
+
+    def _store_packages(self, repository: Path, packages: Sequence[LockedPackage], folder: Path) -> None:
+        scratch = folder / "stored"
+        scratch.mkdir()
+        with removed_afterwards(scratch):
+            store_packages(repository, packages, self.suite, DebCache(self.store.unpacked, scratch, self.runner))
 
     def _run_steps(self, job: LayerJob, below: Sequence[Layer], folder: Path, repository: Path, stage: Stage) -> None:
         current = ""
@@ -234,6 +244,7 @@ class DirectEngine:
             if folder is None:
                 return self._finished(info["id"])
             repository = self.make_repository(packages, folder / "repository", stage)
+            self._store_packages(repository, packages, folder)
             # Through the base's own links (/bin -> usr/bin), or the folders would hide them.
             unpack = (
                 f"for deb in {INSIDE}/repository/*.deb; do"

@@ -43,6 +43,9 @@ DUMMIES = {
 }  # fmt: skip
 # Asked for by a script and by a trigger again: run once, when all else is done.
 LATER = ("usr/sbin/update-ca-certificates",)
+# Programs with work that nothing waits for, and the names by which they are called: see beside.sh.
+BESIDE = Path(__file__).with_name("beside.sh")
+KMOD = ("depmod", "insmod", "lsmod", "modinfo", "modprobe", "rmmod", "kmod")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -216,6 +219,23 @@ def _dummies(work: Path, root: Path) -> Iterator[Bind]:
         yield Bind(source=work / str(number), target=f"/{name}")
 
 
+def _beside(work: Path, root: Path) -> Iterator[Mount]:
+    """Yield what hides programs behind beside.sh, and shows them, under each of their names, to that alone."""
+    script = work / BESIDE.name
+    _put(script, BESIDE.read_bytes(), 0o755)
+    yield Tmpfs(target=f"{INSIDE}/beside")
+    programs = {
+        root / "usr/bin/kmod": KMOD,
+        **{path: (path.name, "python3") for path in root.glob("usr/bin/python3.[0-9]*")},
+    }
+    for program, names in programs.items():
+        if program.is_symlink() or not program.is_file() or not os.access(program, os.X_OK):
+            continue
+        # The last of several Pythons has the common name; a Debian has one.
+        yield from (Bind(source=program, target=f"{INSIDE}/beside/real/{name}") for name in names)
+        yield Bind(source=script, target=f"/{program.relative_to(root)}")
+
+
 def _preinsts(packages: Iterable[Package], work: Path) -> Path:
     """Lay out the control files of each package with a preinst as dpkg does while that runs: debconf reads them."""
     folder = work / "preinst"
@@ -241,6 +261,7 @@ def _configure(
         Bind(source=SCRIPT, target=f"{INSIDE}/fastroot.sh"),
         Bind(source=_preinsts(packages, work), target=f"{INSIDE}/preinst"),
         *_dummies(work, root),
+        *_beside(work, root),
     ]
     versions = {package.name: package.fields["Version"] for package in packages}
     arches = {package.name: package.fields["Architecture"] for package in packages}

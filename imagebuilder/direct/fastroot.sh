@@ -26,8 +26,22 @@ for package in "$@"; do
     rm -r "$control"
 done
 
+# What beside.sh hands over is done here, one after the other, while dpkg goes on.
+beside=${0%/*}/beside
+mkfifo "$beside/queue"
+(
+    while read -r job; do
+        xargs -d '\n' -a "$job" env || exit 1
+    done < "$beside/queue"
+) &
+exec 3> "$beside/queue"
 set -- --force-unsafe-io --force-confold --force-confdef --configure "$@"
-dpkg "$@"
+dpkg "$@" 3>&-
+exec 3>&-
+wait "$!" || {
+    echo "what ran beside dpkg failed" >&2
+    exit 1
+}
 for program in "${given%/*}"/later/*; do
     [ ! -e "$program" ] || "$program" --fresh
 done

@@ -152,6 +152,11 @@ def control_text(path: Path, scratch: Path, runner: Runner) -> str:
 def _stored(stream: IO[bytes], size: int, out: IO[bytes], limit: int, runner: Runner) -> None:
     if size > limit:
         raise _bad("an archive is too large")
+    copy_stored(stream, size, out)
+
+
+def copy_stored(stream: IO[bytes], size: int, out: IO[bytes]) -> None:
+    """Copy ``size`` bytes, or all that there are."""
     while size > 0 and (data := stream.read(min(CHUNK, size))):
         size -= len(data)
         out.write(data)

@@ -13,6 +13,8 @@ from imagebuilder.model import LockedPackage
 from imagebuilder.process import Runner
 from imagebuilder.sources.debfile import control_text
 
+PACKAGES = "Packages"  # the index of a repository
+
 
 def present(path: Path, size: int) -> bool:
     """Return whether a file is there, whole: its hash is not read."""
@@ -50,14 +52,22 @@ def make_repository(packages: Sequence[LockedPackage], store: Path, suite: str, 
         mark_used(source)
         _link(source, out / package.filename)
         control = _control(source, out / f"{package.sha256}.control", runner)
-        return f"{control.rstrip()}\nFilename: ./{package.filename}\nSize: {package.size}\nSHA256: {package.sha256}\n"
+        return f"{control.rstrip()}\nFilename: ./{package.filename}\n{sizes_of(package.size, package.sha256)}"
 
     with ThreadPoolExecutor(cores()) as pool:  # for the hashing
-        index = "\n".join(pool.map(stanza, packages))
-    write_atomic(out / "Packages", index)
-    release = (
-        f"Suite: {suite}\nCodename: {suite}\nSHA256:\n {sha256_file(out / 'Packages')} {len(index.encode())} Packages\n"
-    )
+        write_index(out, suite, "\n".join(pool.map(stanza, packages)))
+
+
+def sizes_of(size: int, sha256: str) -> str:
+    """Return the lines of an index that tell a package's file from any other."""
+    return f"Size: {size}\nSHA256: {sha256}\n"
+
+
+def write_index(out: Path, suite: str, index: str) -> None:
+    """Write the index of a flat repository, and the Release file that names it."""
+    write_atomic(out / PACKAGES, index)
+    digest = sha256_file(out / PACKAGES)
+    release = f"Suite: {suite}\nCodename: {suite}\nSHA256:\n {digest} {len(index.encode())} {PACKAGES}\n"
     write_atomic(out / "Release", release)
 
 
