@@ -28,18 +28,24 @@ done
 
 # What beside.sh hands over is done here, one after the other, while dpkg goes on.
 beside=${0%/*}/beside
-mkfifo "$beside/queue"
-(
-    while read -r job; do
-        xargs -d '\n' -a "$job" env || exit 1
-    done < "$beside/queue"
-) &
-exec 3> "$beside/queue"
+worker=""
+if [ -d "$beside/real" ]; then
+    mkfifo "$beside/queue"
+    (
+        failed=0
+        while read -r job; do # to the end, or who hands over would wait for a reader
+            xargs -d '\n' -a "$job" env || failed=1
+        done < "$beside/queue"
+        exit "$failed"
+    ) &
+    worker=$!
+    exec 3> "$beside/queue"
+fi
 set -- --force-unsafe-io --force-confold --force-confdef --configure "$@"
 dpkg "$@" 3>&-
 exec 3>&-
-wait "$!" || {
-    echo "what ran beside dpkg failed" >&2
+[ -z "$worker" ] || wait "$worker" || {
+    echo "what went on beside dpkg failed" >&2
     exit 1
 }
 for program in "${given%/*}"/later/*; do

@@ -308,6 +308,17 @@ def test_configuring_that_fails_is_told_and_leaves_nothing(small: Trees, tmp_pat
     remove_tree(tmp_path / "root")
 
 
+def test_what_fails_beside_dpkg_fails_the_layer(make: Make, tmp_path: Path) -> None:
+    node, script = make("13"), tmp_path / "script.sh"
+    folder = "/run/imagebuilder/beside"
+    script.write_text(f"#!/bin/sh\necho false > {folder}/job\necho {folder}/job > {folder}/queue\n")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(CommandError) as caught:
+        patch.setattr(fastroot, "BESIDE", script)
+        build(node.packages, node.work, tmp_path / "root", tmp_path / "log")
+    assert "what went on beside dpkg failed" in caught.value.context
+    remove_tree(tmp_path / "root")
+
+
 def test_what_is_in_the_cache_is_told_from_what_is_not(small: Trees, tmp_path: Path) -> None:
     smallest = min(small.packages, key=lambda package: package.size)
     cache = DebCache(tmp_path / "unpacked", tmp_path, RealRunner())
