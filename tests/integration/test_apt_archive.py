@@ -12,11 +12,14 @@ from local_archive import EPOCH, Deb, Key, LocalArchive, missing_tools, publish,
 from local_servers import Site, listening, silent
 
 from imagebuilder.content import sha256_bytes
+from imagebuilder.direct.debcache import DebCache
+from imagebuilder.direct.storeddebs import store_packages
 from imagebuilder.errors import ImagebuilderError, ToolMissingError, UnreachableError, UnresolvableError, UntrustedError
 from imagebuilder.events import Event, Stage, Tape
 from imagebuilder.model import LockedPackage
 from imagebuilder.process import RealRunner
 from imagebuilder.sources.apt import AptFolder, Archive, ExtraRepository
+from imagebuilder.sources.debfile import parts
 from imagebuilder.sources.debs import make_repository
 from imagebuilder.sources.download import Downloader
 
@@ -128,12 +131,22 @@ def test_an_archive_is_asked_and_packages_are_fetched(world: World, tmp_path: Pa
     assert (out / "tool_3.1_amd64.deb").stat().st_ino == (world.store / "tool_3.1_amd64.deb").stat().st_ino
 
 
-def test_a_made_repository_serves_apt(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stored", [False, True], ids=["as-fetched", "stored"])
+def test_a_made_repository_serves_apt(world: World, tmp_path: Path, stored: bool) -> None:
     folder = world.updated()
     packages = folder.solve(["apt", "tool"])
     world.fetch(folder, packages)
     out = tmp_path / "repository"
     make_repository(packages, world.store, "tiny", out, RealRunner())
+    if stored:
+        (scratch := tmp_path / "scratch").mkdir()
+        store_packages(out, packages, "tiny", DebCache(tmp_path / "unpacked", scratch, RealRunner()))
+        for package in packages:
+            paths = (world.store / package.filename, out / package.filename)
+            before, after = (RealRunner().run(["dpkg-deb", "--info", path], capture=True).stdout for path in paths)
+            assert before.partition("\n")[2] == after.partition("\n")[2], "but for the size of its control archive"
+            with paths[1].open("rb") as stream:
+                assert parts(stream)["data"].compression == ""
     root = tmp_path / "root"
     for name in ("etc/apt/sources.list.d", "var/lib/apt/lists/partial", "var/cache/apt/archives/partial"):
         (root / name).mkdir(parents=True)
