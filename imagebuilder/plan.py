@@ -168,9 +168,8 @@ def plan(
         cell=cell, engine=engine, engine_reason=reason, profile=profile, target=target,
         kubernetes=kubernetes, kubernetes_minor=minor, known_patch=known.patch, containerd=containerd,
         pause_image=known.pause, sources={} if request.bare else sources,
-        layers=_layers(request, profile, target, steps, docker, engine),
-        disk=disk,
-        settings=_settings(profile, target, known.pause, minor) | {"IB_INITRAMFS": disk.initramfs}, request=request,
+        layers=_layers(request, profile, target, steps, docker, _facts(request, profile, target, engine, disk)),
+        disk=disk, settings=_settings(profile, target, known.pause, minor), request=request,
     )  # fmt: skip
 
 
@@ -269,7 +268,7 @@ def choose_sources(profile: Profile, forced: Mapping[str, str]) -> dict[str, tup
 
 
 def _layers(
-    request: BuildRequest, profile: Profile, target: Target, steps: Sequence[Step], docker: str, engine: str
+    request: BuildRequest, profile: Profile, target: Target, steps: Sequence[Step], docker: str, facts: Sequence[str]
 ) -> tuple[LayerPlan, ...]:
     packages = {
         "base": (*profile.packages.base, profile.kernel[target.kernel]),
@@ -277,7 +276,7 @@ def _layers(
         "kubernetes": (),  # only when the sources taken are packages: resolve adds them
         "site": (*target.packages(profile.name, profile.family), *request.packages),
     }
-    chosen = select(steps, profile.family, target.name, _facts(request, profile, target, engine))
+    chosen = select(steps, profile.family, target.name, facts)
     return tuple(
         LayerPlan(
             name=name,
@@ -288,12 +287,13 @@ def _layers(
     )
 
 
-def _facts(request: BuildRequest, profile: Profile, target: Target, engine: str) -> list[str]:
+def _facts(request: BuildRequest, profile: Profile, target: Target, engine: str, disk: DiskPlan) -> list[str]:
     """Return what is true of a cell, of what the ``when:`` of a step may ask for."""
     cloud_init = target.cloud_init or request.bare
     known = {
         "cloud_init": cloud_init,
         "no_cloud_init": not cloud_init,
+        f"{disk.initramfs}_initramfs": True,
         "repositories": engine == "packer",  # the direct engine has a repository of its own, of what is locked
         "subscription": profile.subscription,
         "vagrant": bool(target.box_provider),

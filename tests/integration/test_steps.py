@@ -42,9 +42,7 @@ SCRIPTS = [
     *sorted(PROVISION.rglob("*.sh")),
     *(path for path in SERVICES if path.read_bytes().startswith(b"#!/bin/sh")),
     *sorted(resources.folder("provision").parent.glob("scripts/*.sh")),
-    Path(process.__file__).parent / "direct/sandbox.sh",
-    Path(process.__file__).parent / "direct/write-disk.sh",
-    Path(process.__file__).parent / "direct/initramfs.sh",
+    *sorted((Path(process.__file__).parent / "direct").glob("*.sh")),
 ]
 REWRITTEN = {  # with the same content
     "base/90-initramfs.sh": {f"root/boot/init{name}" for system in SYSTEMS.values() for kernel in system.kernels
@@ -107,7 +105,7 @@ def test_a_step_that_runs_again_changes_nothing(
 
 @root_only
 def test_where_the_engine_makes_the_initramfs_the_step_only_says_what_later_ones_have(root: FakeRoot) -> None:
-    root.run("/bin/sh", "/provision/run-steps.sh", "base/90-initramfs.sh", env={"IB_INITRAMFS": "small"})
+    root.run("/bin/sh", "/provision/run-steps.sh", "site/12-initramfs.sh")
     assert (root.path / "etc/initramfs-tools/modules").read_text() == "virtio_blk\next4\n"
     assert not list(root.path.glob("boot/initrd.img-*"))
     assert not [call for call in root.calls() if call.startswith("update-initramfs")]
