@@ -112,11 +112,21 @@ def _choose(plan: BuildPlan, options: BakeOptions, runner: Runner, progress: Pro
         fixed_umask(), full_disk_named(cache), LayerStore(cache) as store, _still_there(cache),
         places(options.sharing, offline=options.offline) as elsewhere,
     ):  # fmt: skip
-        store.sweep()
-        for place in ("", *ASIDES_IN):
-            sweep_asides(cache, place)
+        sweep(store, cache)
         logs = cache if store.writable else options.output.absolute()
-        return _bake(plan, options, store, elsewhere, folder, runner, progress, new_log(logs / "logs", plan.id))
+        try:
+            return _bake(plan, options, store, elsewhere, folder, runner, progress, new_log(logs / "logs", plan.id))
+        except KeyboardInterrupt:  # it may come just when something was made, before it is known what removes it
+            with contextlib.suppress(OSError, ImagebuilderError):
+                sweep(store, cache)
+            raise
+
+
+def sweep(store: LayerStore, cache: Path) -> None:
+    """Remove what bakes that are no more have left in the cache folder."""
+    store.sweep()
+    for place in ("", *ASIDES_IN):
+        sweep_asides(cache, place)
 
 
 @contextlib.contextmanager

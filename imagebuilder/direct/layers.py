@@ -228,9 +228,9 @@ class LayerStore:
                 return
             folder = self.staging / layer_id
             remove_tree(folder)
-            for name in ("root", "volumes"):
-                (folder / name).mkdir(parents=True)
             with removed_afterwards(folder):
+                for name in ("root", "volumes"):
+                    (folder / name).mkdir(parents=True)
                 yield folder
 
     def commit(self, folder: Path, info: Mapping[str, Any]) -> Layer:
@@ -277,8 +277,8 @@ class LayerStore:
         with self.lock(name, say=say):
             folder = self.staging / name
             remove_tree(folder)
-            folder.mkdir()
             with removed_afterwards(folder):
+                folder.mkdir()
                 yield folder
 
     def sweep(self) -> None:
