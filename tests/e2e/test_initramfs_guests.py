@@ -44,13 +44,12 @@ DEVICES = {
     "ahci": (Q35, "-device", "ide-hd,drive=disk"),
     "piix": (I440FX, "-device", "ide-hd,drive=disk"),
     "pvscsi": (Q35, "-device", "pvscsi", *SCSI),
-    "lsilogic-sas": (Q35, "-device", "mptsas1068", *SCSI),
 }
-# QEMU has no LSI 53C1030, the "LSI Logic Parallel" of VMware that mptspi is for; "LSI Logic SAS" it has.
+# QEMU has no LSI 53C1030, the "LSI Logic Parallel" of VMware that mptspi is for.
 # The target whose list of drivers is taken, with the devices that machines of its kind have.
 LISTS = {
     ("13", "proxmox"): ("virtio-blk", "virtio-scsi"),
-    ("13", "vsphere"): ("pvscsi", "nvme", "lsilogic-sas"),
+    ("13", "vsphere"): ("pvscsi", "nvme"),
     ("13", "virtualbox"): ("ahci", "piix"),
     ("12", "qemu"): ("virtio-blk", "virtio-scsi", "nvme"),
 }
