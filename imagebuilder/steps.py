@@ -28,9 +28,9 @@ PHASES = ("build",)  # what happens at boot is in provision/boot.toml
 FACTS = (  # the closed set of yes-or-no facts of a cell that ``when`` may name
     "cloud_init",
     "no_cloud_init",
+    "repositories",  # there are package repositories from outside the distribution to set up
     "small_initramfs",  # the engine makes one of its own
     "stock_initramfs",
-    "repositories",  # there are package repositories from outside the distribution to set up
     "subscription",  # the distribution gives its packages to registered machines only
     "vagrant",  # the target is a box
     "vm_build",  # the image is built in a machine that runs, not in a root tree

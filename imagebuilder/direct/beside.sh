@@ -10,8 +10,5 @@ case "$name $*" in
 *) PYTHONDONTWRITEBYTECODE=1 exec "$folder/real/$name" "$@" ;;
 esac
 job=$(mktemp "$folder/job.XXXXXX")
-for word in "$folder/real/$name" "$@"; do
-    case $word in *[!A-Za-z0-9/._:=+~@-]*) exec "$folder/real/$name" "$@" ;; esac # what xargs takes as it is, or here
-    echo "$word"
-done > "$job"
+printf '%s\n' "$folder/real/$name" "$@" > "$job" # their scripts split the list at white space: no word has a line's end
 echo "$job" > "$folder/queue"

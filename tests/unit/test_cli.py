@@ -313,10 +313,7 @@ def test_plan_in_words(capsys: Capture) -> None:
     ]  # fmt: skip
     assert "  1 packages: tmux" in lines
     for step in load_steps():
-        here = "debian" in step.families and step.when in (
-            (),
-            ("small_initramfs",),
-        )  # no other fact is true of this cell
+        here = "debian" in step.families and step.when in ((), ("small_initramfs",))  # its only fact
         assert (f"  {step.order:02d}  {step.title}" in lines) is here
 
 

@@ -301,6 +301,17 @@ def test_who_gets_the_small_initramfs(changes: Any, small: bool) -> None:
     assert made.disk.drivers == (made.target.initramfs_modules if small else ())
 
 
+def test_targets_with_other_drivers_share_the_layers_below_the_site() -> None:
+    def ids(target: str) -> list[str]:
+        found = layer_ids(wanted(target=target), NOTHING, hashes())
+        return [found[name] for name in ("base", "kubernetes", "site")]
+
+    assert wanted(target="vsphere").disk.drivers != wanted(target="virtualbox").disk.drivers
+    assert ids("vsphere")[:2] == ids("virtualbox")[:2]
+    assert ids("vsphere")[2] != ids("virtualbox")[2]
+    assert ids("raw")[0] != ids("vsphere")[0], "the stock initramfs is in the base layer"
+
+
 @pytest.mark.parametrize("changes", [{"bare": True}, {"engine": "packer"}, {"target": "raw"}], ids=str)
 def test_who_cannot_have_the_small_initramfs_is_told(changes: Any) -> None:
     with pytest.raises(UsageError, match="--initramfs small is for nodes that the direct engine makes"):
