@@ -231,6 +231,14 @@ class Machine:
             hint=f"the whole console is in {self.config.console_log}",
         )
 
+    def reset(self) -> None:
+        """Press its reset button: the guest starts anew, and is not told before.
+
+        Raises:
+            BootError: QEMU does not answer.
+        """
+        self._monitor.execute("system_reset")
+
     def host_port(self, guest_port: int) -> int:
         """Return the port of 127.0.0.1 that leads to a port of the guest.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples/standalone/imagebuilder.toml"
 PAGES = ROOT / "out/verify"
 BOOT_SECONDS = 600  # under TCG, with other tests beside; an idle machine takes one
+CONSOLE_CHARACTERS = 8000  # shown when a test with a guest fails
 Bake = Callable[..., BakeResult]
 Boot = Callable[..., AbstractContextManager[RunningGuest]]
 Prove = Callable[..., tuple[Report, dict[str, CheckResult]]]
@@ -80,8 +82,12 @@ def booted(cache: Path, tmp_path: Path) -> Boot:
         )  # fmt: skip
         with boot(request, runner=RealRunner(), progress=Progress(), cache_dir=cache) as guest:
             assert guest.ssh is not None
-            guest.ssh.wait(BOOT_SECONDS)
-            yield guest
+            try:
+                guest.ssh.wait(BOOT_SECONDS)
+                yield guest
+            except BaseException:
+                sys.stdout.write(guest.report.console_log.read_text("utf-8", "replace")[-CONSOLE_CHARACTERS:])
+                raise
 
     return start
 

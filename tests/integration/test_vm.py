@@ -341,6 +341,21 @@ def test_a_restart_can_be_allowed(tmp_path: Path) -> None:
         assert lines.count("round") >= 2
 
 
+def test_the_reset_button_starts_a_guest_anew(tmp_path: Path) -> None:
+    asked = request(tmp_path, sector(b"round\r\n"))
+    config = MachineConfig(
+        disk=asked.disk, disk_format="raw", console_log=asked.console_log, memory_mib=64, cpus=1, reboots=True
+    )
+    with Machine(config, TCG) as guest:
+        for rounds in (1, 2):
+            deadline = time.monotonic() + 60
+            while asked.console_log.read_text("latin-1").count("round") < rounds:
+                guest.check()
+                assert time.monotonic() < deadline, f"there is no round {rounds}"
+                time.sleep(0.05)
+            guest.reset()
+
+
 def test_ssh_keeps_its_deadline_and_leaves_no_client(tmp_path: Path) -> None:
     if not process.find("ssh-keygen"):
         pytest.skip("ssh-keygen is not installed")
