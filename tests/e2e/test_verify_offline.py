@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from imagebuilder.direct import bolt
 from imagebuilder.verify.model import Image
 from imagebuilder.verify.offline.files import Remembered
+from imagebuilder.verify.offline.node import METADATA, STORE
 from imagebuilder.verify.offline.run import run_offline
 from imagebuilder.verify.run import opened
 from imagebuilder.verify.subject import Said
@@ -32,6 +35,33 @@ def image(baked: Bake, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ima
 
 def test_a_baked_image_passes_every_check(image: Image) -> None:
     assert [(one.id, one.found, one.reason) for one in run_offline(image) if not one.holds] == []
+
+
+def test_containerds_store_has_what_its_images_need_and_no_more(image: Image) -> None:
+    blobs = {name.encode(): image.root.content(f"{STORE}/{name}", 1 << 20) for name in image.root.names(STORE)}
+    images = bolt.read(image.root.content(METADATA, 64 << 20))
+    for name in (b"v1", b"k8s.io", b"images"):
+        images = bucket(images, name)
+    todo = [target(bucket(images, name)) for name in images.items]
+    assert todo, "it has an image"
+    needed = set()
+    while todo:
+        if (digest := todo.pop()) in blobs and digest not in needed:
+            needed.add(digest)
+            todo += re.findall(rb"sha256:([0-9a-f]{64})", blobs[digest])
+    assert sorted(blobs) == sorted(needed)
+
+
+def bucket(parent: bolt.Bucket, name: bytes) -> bolt.Bucket:
+    found = parent.items[name]
+    assert isinstance(found, bolt.Bucket)
+    return found
+
+
+def target(image: bolt.Bucket) -> bytes:
+    digest = bucket(image, b"target").items[b"digest"]
+    assert isinstance(digest, bytes)
+    return digest.removeprefix(b"sha256:")
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,12 @@ EVERYWHERE = {
         [ -e /run/containerd-is-up ] || exit 1
         shift 2
         [ "$*" != version ] || exit 0
-        [ "$1 $2 $3" = "--namespace k8s.io images" ] || exec refuse "$@"
+        case "$*" in
+            "--namespace k8s.io leases create") echo a-lease; exit ;;
+            "--namespace k8s.io leases delete --sync a-lease") exit ;;
+            "--namespace k8s.io images "*) ;;
+            *) exec refuse "$@" ;;
+        esac
         shift 3
         mkdir -p /pulled
         file() { printf '/pulled/%s' "$1" | sed 's|/|_|g; s|^_pulled_|/pulled/|'; }

@@ -21,14 +21,20 @@ containerd_begin() {
     fi
 }
 
-# containerd_end: ends the private containerd, if there is one.
+# containerd_end: has garbage removed, and ends the private containerd, if there is one. An archive's own index is
+# garbage, which containerd removes some time later, or ends before: the store would not be the same each time.
 containerd_end() {
+    containerd_lease=$(leases create)
+    leases delete --sync "$containerd_lease" > /dev/null
     relabel /var/lib/containerd
     [ -n "$containerd_pid" ] || return 0
     kill "$containerd_pid"
     wait "$containerd_pid" || true
     rm -rf /run/imagebuilder-preload
 }
+
+# leases WORD...: "ctr leases" in the same namespace; the end of one with --sync waits for the garbage's.
+leases() { ctr --address "$containerd_socket" --namespace k8s.io leases "$@"; }
 
 # images WORD...: "ctr images" in the namespace that kubelet sees.
 images() { ctr --address "$containerd_socket" --namespace k8s.io images "$@"; }
