@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 
-from bench import ours, peers, reference, report
+from bench import dib, ours, peers, reference, report
 from bench.measure import Measured, measured
 from imagebuilder import process
 from imagebuilder.cli.settings import default_cache
@@ -31,10 +31,12 @@ def bench_peers(user: Path, work: Path, results: report.Results) -> None:
     tree = peers.programs(user)
     folder = work / "peers"
     folder.mkdir()
-    wanted = ours.packages_of(work / "cache" / "imagebuilder", "base", "runtime")
-    peers.prepare(wanted, user / "debs", folder)
+    cache = work / "cache" / "imagebuilder"
+    extra = dib.extra_packages(cache, user / "debs", folder / "peers.log")
+    peers.prepare(ours.packages_of(cache, "base", "runtime"), extra, user / "debs", folder)
     for peer in peers.PEERS:
         try:
+            peer.install(tree)
             with measured(peer.name, results.peers) as found:
                 peers.run(peer, tree, folder)
         except ImagebuilderError as error:
@@ -42,6 +44,7 @@ def bench_peers(user: Path, work: Path, results: report.Results) -> None:
             print(error.context[-2000:], file=sys.stderr)
             continue
         found.size_mb, found.note = (folder / peer.made).stat().st_size / 1e6, peer.lacks
+    results.versions = peers.versions(tree)
 
 
 def bench_boots(artifact: Path, work: Path, results: report.Results) -> None:

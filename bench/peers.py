@@ -1,4 +1,4 @@
-"""What others take for the same packages, on this machine: mkosi, debos, and the plain tools one after the other.
+"""What others take for the same packages, on this machine: mkosi, debos, diskimage-builder, and the plain tools.
 
 They run in a Debian 13 tree of their own, as newer hosts have them, without network: all packages come from one local
 archive. None of them adds kubelet, a boot loader, containers or a configuration: they are given less to do than ours.
@@ -7,11 +7,12 @@ archive. None of them adds kubelet, a boot loader, containers or a configuration
 from __future__ import annotations
 
 import gzip
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagebuilder.content import sha256_bytes
+from bench import dib
+from imagebuilder.content import content_id, sha256_bytes
 from imagebuilder.direct.sandbox import Bind, Overlay, command
 from imagebuilder.model import LockedPackage
 from imagebuilder.process import RealRunner
@@ -20,7 +21,7 @@ from imagebuilder.sources.debs import make_repository
 SUITE = "trixie"
 PROGRAMS = (
     "mkosi,debos,debootstrap,mmdebstrap,apt,dpkg-dev,systemd,systemd-repart,udev,"
-    "e2fsprogs,qemu-utils,zstd,ca-certificates"
+    f"e2fsprogs,qemu-utils,zstd,ca-certificates,{dib.PROGRAMS}"
 )
 QCOW2 = "qemu-img convert -O qcow2 -c -o compression_type=zstd"
 MKOSI = """\
@@ -76,12 +77,14 @@ class Peer:
     Attributes:
         made: what it makes, below the work folder.
         lacks: what it does not do that ours does.
+        install: brings it into the tree, unless it is a package of Debian's.
     """
 
     name: str
     command: str
     made: str
     lacks: str
+    install: Callable[[Path], None] = lambda tree: None
 
 
 _MKOSI = f"mkosi -C /bench/mkosi --force build && {QCOW2} /bench/mkosi/out/peer.raw /bench/mkosi/peer.qcow2"
@@ -111,6 +114,10 @@ PEERS = (
         f" && {QCOW2} /bench/plain/raw /bench/plain/peer.qcow2",
         made="plain/peer.qcow2", lacks="no kubelet, containers, boot loader",
     ),
+    Peer(
+        name=dib.NAME, command=dib.COMMAND, made="dib/peer.qcow2", install=dib.install,
+        lacks="no kubelet, containers, boot loader, partitions; some packages more (sudo, locales, gnupg)",
+    ),
 )  # fmt: skip
 
 
@@ -133,9 +140,10 @@ def write_archive(packages: Sequence[LockedPackage], store: Path, archive: Path)
 
 
 def programs(cache: Path) -> Path:
-    """Return a Debian 13 tree with the peers in it, made once."""
-    tree = cache / "bench-peers"
+    """Return a Debian 13 tree with the peers in it, made once for one list of programs."""
+    tree = cache / f"bench-peers-{content_id(PROGRAMS)[:12]}"
     if not tree.is_dir():
+        RealRunner().run(["rm", "-rf", *cache.glob("bench-peers*")])  # of another list, or half of one
         aside = cache / "bench-peers.new"
         RealRunner().run(
             ["mmdebstrap", "--mode=root", "--variant=apt", f"--include={PROGRAMS}", SUITE, aside], timeout=1800
@@ -144,19 +152,28 @@ def programs(cache: Path) -> Path:
     return tree
 
 
-def prepare(packages: Sequence[LockedPackage], store: Path, work: Path) -> None:
-    """Write the archive and each peer's recipe into the empty folder ``work``."""
+def versions(tree: Path) -> dict[str, str]:
+    """Return the versions of the peers in the tree."""
+    argv = ["dpkg-query", f"--admindir={tree}/var/lib/dpkg", "--show", "mkosi", "debos", "mmdebstrap"]
+    said = RealRunner().run(argv, capture=True).stdout
+    return dict(line.split("\t") for line in said.splitlines()) | dib.version(tree)
+
+
+def prepare(packages: Sequence[LockedPackage], extra: Sequence[LockedPackage], store: Path, work: Path) -> None:
+    """Write the archives and each peer's recipe into the empty folder ``work``; ``extra`` are for dib only."""
     write_archive(packages, store, work / "archive")
+    write_archive(sorted({*packages, *extra}, key=lambda package: package.filename), store, work / "dib/archive")
     names = sorted(package.name for package in packages)
     texts = {
         "mkosi/mkosi.conf": MKOSI.format(suite=SUITE, incremental="yes", packages=",".join(names)),
         "debos/recipe.yaml": DEBOS.format(suite=SUITE, packages=" ".join(names)),
+        "dib/layout.yaml": dib.LAYOUT,
         "names": ",".join(names),
     }
     for name, text in texts.items():
         (work / name).parent.mkdir(exist_ok=True)
         (work / name).write_text(text)
-    for name in ("mkosi/out", "mkosi/cache", "mkosi/packages", "mkosi/workspace", "plain"):
+    for name in ("mkosi/out", "mkosi/cache", "mkosi/packages", "mkosi/workspace", "plain", "dib/elements", dib.SCRATCH):
         (work / name).mkdir()
 
 
@@ -175,4 +192,5 @@ def run(peer: Peer, tree: Path, work: Path) -> None:
         Bind(source=work, target="/bench", writable=True),
     ]
     argv = command(scratch / "mnt", mounts, ["/bin/sh", "-euc", peer.command])
-    RealRunner().run(argv, log=work / "peers.log", timeout=1800)
+    with dib.loops_detached(work):
+        RealRunner().run(argv, log=work / "peers.log", timeout=1800)

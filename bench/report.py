@@ -21,6 +21,7 @@ class Results:
         load: of the machine before.
         ours: bakes and commands of ours; the first is the cold bake.
         peers: others, for the same packages.
+        versions: of the peers, by the program's name.
         boots: seconds from power-on, by what was reached.
         cells: seconds by number of cells.
         packages: seconds of a cold bake by number of packages.
@@ -32,6 +33,7 @@ class Results:
     load: float
     ours: list[Measured] = field(default_factory=list)
     peers: list[Measured] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
     boots: dict[str, float] = field(default_factory=dict)
     cells: dict[int, float] = field(default_factory=dict)
     packages: dict[int, float] = field(default_factory=dict)
@@ -57,6 +59,7 @@ def as_markdown(results: Results) -> str:
         parts += ["### Peers, with the same packages", rows(everyone, results.ours[0].seconds)]
         parts.append(chart("Seconds from nothing to an image", [item.name for item in everyone],
                            [item.seconds for item in everyone], kind="bar"))  # fmt: skip
+        parts.append(f"Versions: {', '.join(f'{name} {number}' for name, number in results.versions.items())}.")
     if results.boots:
         longest = max(results.boots.values())
         lines = [[name, f"{seconds:.1f}", f"{seconds / longest:.2f}"] for name, seconds in results.boots.items()]

@@ -13,7 +13,8 @@ def results(**changes: object) -> Results:
     cold = Measured("cold", seconds=20, peak_mib=300, largest_mib=100, size_mb=335, stages={"base": 12.34, "x": 0.01})
     whole = {
         "ours": [cold, Measured("nothing changed", seconds=0.25)],
-        "peers": [Measured("mkosi", seconds=80, note="no kubelet")],
+        "peers": [Measured("mkosi", seconds=80, note="no kubelet"), Measured("diskimage-builder", seconds=160)],
+        "versions": {"mkosi": "25.3-8", "diskimage-builder": "3.43.0"},
         "boots": {"kubelet, baked": 20.0, "kubelet, installed at first boot": 160.0},
         "cells": {1: 20.0, 2: 24.5}, "packages": {300: 20.0, 340: 24.0},
     }  # fmt: skip
@@ -32,6 +33,13 @@ def test_curves_are_drawn() -> None:
     text = as_markdown(results())
     assert 'x-axis ["1", "2"]\n    y-axis "seconds" 0 --> 24\n    line [20.0, 24.5]' in text
     assert text.count("```mermaid") == 3
+
+
+def test_every_peer_is_in_the_chart_and_with_its_version_below() -> None:
+    text = as_markdown(results())
+    assert 'x-axis ["cold", "mkosi", "diskimage-builder"]\n    y-axis "seconds" 0 --> 160\n' in text
+    assert "bar [20.0, 80.0, 160.0]" in text
+    assert "Versions: mkosi 25.3-8, diskimage-builder 3.43.0." in text
 
 
 def test_what_was_not_measured_is_said_and_has_no_table() -> None:
