@@ -44,12 +44,16 @@ DEVICES = {
     "ahci": (Q35, "-device", "ide-hd,drive=disk"),
     "piix": (I440FX, "-device", "ide-hd,drive=disk"),
     "pvscsi": (Q35, "-device", "pvscsi", *SCSI),
+    "lsilogic": (Q35, "-device", "lsi53c895a", *SCSI),
+    # mptsas takes no disk whose SAS address is 0, which is what QEMU gives it unless told another one.
+    "lsilogic-sas": (Q35, "-device", "mptsas1068", "-device", f"{SCSI[1]},wwn=0x5000c50015ea71ac"),
 }
-# QEMU has no LSI 53C1030, the "LSI Logic Parallel" of VMware that mptspi is for.
+# "lsilogic" is libvirt's name of the LSI 53C895A. VMware's "LSI Logic Parallel" is the LSI 53C1030, which QEMU does not
+# have: mptspi, its driver, is not tested.
 # The target whose list of drivers is taken, with the devices that machines of its kind have.
 LISTS = {
-    ("13", "proxmox"): ("virtio-blk", "virtio-scsi"),
-    ("13", "vsphere"): ("pvscsi", "nvme"),
+    ("13", "proxmox"): ("virtio-blk", "virtio-scsi", "lsilogic"),
+    ("13", "vsphere"): ("pvscsi", "nvme", "lsilogic-sas"),
     ("13", "virtualbox"): ("ahci", "piix"),
     ("12", "qemu"): ("virtio-blk", "virtio-scsi", "nvme"),
 }
