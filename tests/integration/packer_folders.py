@@ -9,7 +9,7 @@ from typing import Any
 from imagebuilder.cells import all_cells, plan_request
 from imagebuilder.model import BuildRequest, Cell
 from imagebuilder.packer.folder import write_folder
-from imagebuilder.packer.render import Supplies, render_folder
+from imagebuilder.packer.render import Item, Supplies, render_folder
 from imagebuilder.process import RealRunner
 from imagebuilder.targets import load_target, target_names
 
@@ -58,10 +58,14 @@ def request(cell: Cell) -> BuildRequest:
     return BuildRequest(os=cell.os, release=cell.release, arch=cell.arch, target=cell.target, engine="packer")
 
 
+def files_of(cell: Cell) -> dict[str, Item]:
+    """Return what is in the folder of a cell that a user gets, for both Packers."""
+    return render_folder(plan_request(request(cell)), Supplies(checksum=CHECKSUM))
+
+
 def render_for_test(cell: Cell, packer: str, folder: Path) -> Path:
     """Write the folder of a cell as a user gets it, for ``packer``: "1.6" or "current"; return where it is."""
-    files = render_folder(plan_request(request(cell)), Supplies(checksum=CHECKSUM))
-    write_folder(folder, files, name=str(cell))
+    write_folder(folder, files_of(cell), name=str(cell))
     if packer == "current":
         return folder
     work = folder.with_name("work")
