@@ -20,6 +20,7 @@ from imagebuilder.direct.virtual import materialize
 from imagebuilder.events import Progress
 from imagebuilder.process import Runner
 from imagebuilder.verify import booted, offline
+from imagebuilder.verify.booted.guest import Opener
 from imagebuilder.verify.booted.session import verify_booted
 from imagebuilder.verify.budgets import BUDGET_CHECKS, check_budgets
 from imagebuilder.verify.changes import Baseline
@@ -103,8 +104,17 @@ def opened(path: Path, said: Said, scratch: Path) -> Iterator[tuple[Image, OpenD
         yield Image(subject=subject, disk=disk.facts, root=disk.root, esp=disk.esp), disk
 
 
-def verify(request: VerifyRequest, *, runner: Runner, progress: Progress, cache: Path) -> Report:
+def verify(
+    request: VerifyRequest, *, runner: Runner, progress: Progress, cache: Path, opener: Opener | None = None
+) -> Report:
     """Verify an artifact.
+
+    Args:
+        request: what, and how.
+        runner: runs what a guest needs.
+        progress: gets a stage for the files, and one per firmware.
+        cache: has the scratch folder, and gets the consoles.
+        opener: starts the guests; a test's own.
 
     Returns:
         What was found; it passes when nothing stands in the way (``Report.failures``).
@@ -126,7 +136,9 @@ def verify(request: VerifyRequest, *, runner: Runner, progress: Progress, cache:
             inventory = take_inventory(image, subject.path.stat().st_size)
             stage.summary = summary(results)
         if request.boot:
-            found, boots, sockets = _booted(request, subject, disk, folder, runner, progress, cache)
+            found, boots, sockets = _booted(
+                request, subject, disk, folder, runner=runner, progress=progress, cache=cache, opener=opener
+            )
             results += [*found, _untouched(digest, sha256_file(subject.path))]
             inventory = replace(inventory, sockets=sockets)
     results += check_budgets(request.budgets, inventory, boots, request.baseline)
@@ -138,15 +150,15 @@ def verify(request: VerifyRequest, *, runner: Runner, progress: Progress, cache:
 
 
 def _booted(
-    request: VerifyRequest, subject: Subject, disk: OpenDisk, folder: Path, runner: Runner, progress: Progress,
-    cache: Path,
+    request: VerifyRequest, subject: Subject, disk: OpenDisk, folder: Path, *, runner: Runner, progress: Progress,
+    cache: Path, opener: Opener | None,
 ) -> tuple[tuple[CheckResult, ...], tuple[Boot, ...], tuple[str, ...]]:  # fmt: skip
     logs, found = cache / "logs", None
     try:
         with _bootable(subject.path, disk, folder) as (path, kind):
             found = verify_booted(
                 subject, path, kind, runner=runner, progress=progress, cache_dir=cache, scratch=folder,
-                timeout=request.timeout, kubernetes=str(subject.capability("kubelet") or ""),
+                timeout=request.timeout, kubernetes=str(subject.capability("kubelet") or ""), opener=opener,
             )  # fmt: skip
             return found
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from imagebuilder.content import write_atomic
 from imagebuilder.events import Progress, Tape
 from imagebuilder.model import BuildRequest
 from imagebuilder.process import RealRunner
+from imagebuilder.verify.booted.guest import LiveGuest, Opener, Shell
 from imagebuilder.verify.budgets import spending
 from imagebuilder.verify.model import CheckResult, Report
 from imagebuilder.verify.report.page import as_html
@@ -92,13 +93,28 @@ def booted(cache: Path, tmp_path: Path) -> Boot:
     return start
 
 
+def telling(start: Boot, ask: Callable[[RunningGuest], Iterable[str]], said: list[str]) -> Opener:
+    """Return what starts the guests of ``verify``; once all checks are over, a guest says what it is asked here."""
+
+    @contextmanager
+    def opened(firmware: str) -> Iterator[Shell]:
+        with start(firmware=firmware) as guest:
+            assert guest.ssh is not None
+            yield LiveGuest(guest.report, guest.machine, guest.ssh)
+            said.extend(ask(guest))
+
+    return opened
+
+
 @pytest.fixture
 def proven(cache: Path) -> Prove:
     """Verifies an artifact as ``imagebuilder verify`` does; all that does not hold, by id. CI keeps the pages."""
 
-    def get(path: Path, tape: Tape | None = None, **how: Any) -> tuple[Report, dict[str, CheckResult]]:
+    def get(
+        path: Path, tape: Tape | None = None, opener: Opener | None = None, **how: Any
+    ) -> tuple[Report, dict[str, CheckResult]]:
         request = VerifyRequest(path=path, **how)
-        report = verify(request, runner=RealRunner(), progress=Progress(tape), cache=cache)
+        report = verify(request, runner=RealRunner(), progress=Progress(tape), cache=cache, opener=opener)
         page = as_html(report, CHECKS, None, spending(request.budgets, report.inventory, report.boots))
         write_atomic(PAGES / f"{path.parent.name}-{path.name}.html", page)
         return report, {result.id: result for result in report.failures}

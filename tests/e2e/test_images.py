@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import time
 import urllib.request
-from pathlib import Path
 
 import pytest
 
-from imagebuilder.bake import BakeResult
-from imagebuilder.process import RealRunner
 from imagebuilder.vm.boot import RunningGuest
 from tests.e2e.conftest import Bake, Boot, needs_bake, needs_qemu
 
@@ -32,17 +29,6 @@ def get(url: str, seconds: float = 120) -> str:
             if time.monotonic() > deadline:
                 raise
             time.sleep(1)
-
-
-def test_debian_13_boots_under_uefi_and_grows_to_a_larger_disk(baked: Bake, booted: Boot, tmp_path: Path) -> None:
-    result = baked()
-    larger = tmp_path / "larger.qcow2"
-    RealRunner().run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", result.artifact, "-F", "qcow2", larger, "20G"])
-    grown = BakeResult(folder=tmp_path, artifact=larger, manifest=result.manifest, unchanged=True)
-    with booted(grown, until="login", firmware="uefi") as guest:
-        assert out(guest, "test -d /sys/firmware/efi && echo yes") == "yes"
-        assert out(guest, "systemctl is-active ssh") == "active"
-        assert int(out(guest, "df --output=size -BG / | tail -1").strip("G ")) >= 18
 
 
 def test_debian_12_runs_a_pod(baked: Bake, booted: Boot) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,8 @@ from imagebuilder.events import Progress
 from imagebuilder.model import BuildRequest
 from imagebuilder.process import RealRunner
 from imagebuilder.verify.subject import Said
-from tests.e2e.conftest import EXAMPLE, Bake, Boot, Prove, needs_bake, needs_qemu
+from imagebuilder.vm.boot import RunningGuest
+from tests.e2e.conftest import EXAMPLE, Bake, Boot, Prove, needs_bake, needs_qemu, telling
 from tests.e2e.test_images import HELLO, get, out
 
 needs_packer = pytest.mark.skipif(process.find("packer") is None, reason="needs packer")
@@ -24,6 +27,11 @@ pytestmark = [
 ]  # fmt: skip
 # There is no network to look for a cloud in: the seed of the build, or none.
 OVERLAY = Path(__file__).with_name("no-cloud")
+QUESTIONS = (
+    "command -v cloud-init && cloud-init status || true",
+    "ls /home",
+    "ls -d /var/lib/imagebuilder-build 2>/dev/null || echo none",
+)
 
 
 def make(request: BuildRequest, output: Path, cache: Path, *var_files: Path) -> BakeResult:
@@ -45,12 +53,18 @@ def test_packer_makes_the_same_node(baked: Bake, cache: Path, tmp_path: Path, bo
     )  # fmt: skip
     result = make(wanted, tmp_path / "out", cache, values)
     assert result.manifest["capabilities"]["kubelet"].startswith("1.35.")
-    report, wrong = proven(result.folder, said=Said(firmware=("bios",)))
+    said: list[str] = []
+
+    def ask(guest: RunningGuest) -> Iterator[str]:
+        yield get(f"http://127.0.0.1:{guest.machine.host_port(8080)}/")
+        yield from (out(guest, question) for question in QUESTIONS)
+
+    opener = telling(partial(booted, result, until="pods", forwards=((0, 8080),)), ask, said)
+    report, wrong = proven(result.folder, said=Said(firmware=("bios",)), opener=opener)
     assert wrong == {}
     assert [boot.firmware for boot in report.boots] == ["bios"]
-    with booted(result, until="pods", forwards=((0, 8080),)) as guest:
-        assert HELLO in get(f"http://127.0.0.1:{guest.machine.host_port(8080)}/")
-        # cloud-init, which is in the bare image, is off here: it does not make its default user anew.
-        assert out(guest, "command -v cloud-init && cloud-init status || true").endswith("disabled")
-        assert out(guest, "ls /home") == ""
-        assert out(guest, "ls -d /var/lib/imagebuilder-build 2>/dev/null || echo none") == "none"
+    pod, cloud_init, homes, build = said
+    assert HELLO in pod
+    # cloud-init, which is in the bare image, is off here: it does not make its default user anew.
+    assert cloud_init.endswith("disabled")
+    assert (homes, build) == ("", "none")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,24 +13,40 @@ import pytest
 from imagebuilder.__main__ import main
 from imagebuilder.config import Budgets
 from imagebuilder.events import Tape
+from imagebuilder.process import RealRunner
 from imagebuilder.verify.model import Outcome
 from imagebuilder.verify.subject import Said
-from tests.e2e.conftest import ROOT, Bake, Prove, needs_bake, needs_qemu
+from tests.e2e.conftest import ROOT, Bake, Boot, Prove, needs_bake, needs_qemu, telling
+from tests.e2e.test_images import out
 
 pytestmark = [pytest.mark.bake, pytest.mark.boot, pytest.mark.timeout(1800), needs_bake, needs_qemu]
 BARE = ROOT / "tests/golden/verify/bare.json"
 NO_CLOUD = Path(__file__).with_name("no-cloud")
+QUESTIONS = (
+    "test -d /sys/firmware/efi && echo yes",
+    "systemctl is-active ssh",
+    "df --output=size -BG / | tail -1",
+)
 Capture = pytest.CaptureFixture[str]
 
 
-def test_an_image_of_the_direct_engine_is_proven_and_nothing_in_it_changes(baked: Bake, proven: Prove) -> None:
+def test_an_image_of_the_direct_engine_is_proven_on_a_larger_disk_and_nothing_in_it_changes(
+    baked: Bake, booted: Boot, proven: Prove, tmp_path: Path
+) -> None:
     """Under UEFI; under BIOS every booted check is asked in test_verify_booted."""
     result = baked(plain=True)
     assert result.artifact is not None
     before = hashlib.sha256(result.artifact.read_bytes()).hexdigest()
     budgets = Budgets(image_size=450_000_000, boot_steps=6, open_ports=3, packages=250)
-    report, wrong = proven(result.folder, said=Said(firmware=("uefi",)), budgets=budgets)
+    larger, said = tmp_path / "larger.qcow2", list[str]()
+    RealRunner().run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", result.artifact, "-F", "qcow2", larger, "20G"])
+    start = partial(booted, replace(result, artifact=larger), until="login")
+    opener = telling(start, lambda guest: [out(guest, question) for question in QUESTIONS], said)
+    report, wrong = proven(result.folder, said=Said(firmware=("uefi",)), budgets=budgets, opener=opener)
     assert wrong == {}
+    efi, ssh, size = said
+    assert (efi, ssh) == ("yes", "active")
+    assert int(size.strip("G ")) >= 18, "the root has grown"
     assert hashlib.sha256(result.artifact.read_bytes()).hexdigest() == before == report.sha256
     (boot,) = report.boots
     assert (boot.firmware, boot.reference > 0) == ("uefi", True)
