@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs every test, in three parts side by side: two that boot guests, each one guest at a time, and all others, which make
-# room for them: a guest that starves has services that time out. What the first two say comes at the end.
+# Runs every test, in four parts side by side: two that boot nodes, each one at a time, and two which make room for them: a
+# node that starves has services that time out. What the first three say comes at the end.
 set -eu
 cd "$(dirname "$0")/.."
 folder=$(mktemp -d)
@@ -15,23 +15,33 @@ end() {
 trap end EXIT
 trap 'exit 130' INT TERM
 
-builds="tests/e2e/test_packer_build.py tests/e2e/test_images.py tests/e2e/test_vagrant.py"
+# part NAME NICENESS ARGUMENT...: starts pytest with the arguments; what it says is kept.
+part() {
+    file=$folder/$1 niceness=$2
+    shift 2
+    nice -n "$niceness" .venv/bin/pytest --durations 10 "$@" > "$file" 2>&1 &
+    parts="$parts $!"
+}
+
+builds="tests/e2e/test_packer_build.py tests/e2e/test_images.py tests/e2e/test_vagrant.py tests/e2e/test_verify.py"
+# These start no node: a guest of theirs has no services.
+small="tests/e2e/test_initramfs_guests.py tests/e2e/test_verify_offline.py"
 ignored=""
-for file in $builds; do
+for file in $builds $small; do
     ignored="$ignored --ignore $file"
 done
 # shellcheck disable=SC2086 # lists of words
-.venv/bin/pytest --durations 10 $builds > "$folder/builds" 2>&1 &
-builds=$!
+part builds 0 $builds
 # shellcheck disable=SC2086
-.venv/bin/pytest --durations 10 tests/e2e $ignored > "$folder/nodes" 2>&1 &
-nodes=$!
-parts="$builds $nodes"
+part nodes 0 tests/e2e $ignored
+# shellcheck disable=SC2086
+part units 5 tests/unit $small
 status=0
-nice -n 5 .venv/bin/pytest tests/unit tests/integration || status=$?
-echo "waiting for the tests that boot guests"
-wait "$builds" || status=$?
-wait "$nodes" || status=$?
+nice -n 5 .venv/bin/pytest --durations 10 tests/integration || status=$?
+echo "waiting for the other tests"
+for number in $parts; do
+    wait "$number" || status=$?
+done
 parts=""
-cat "$folder/builds" "$folder/nodes"
+cat "$folder/units" "$folder/builds" "$folder/nodes"
 exit "$status"
