@@ -15,11 +15,12 @@ end() {
 trap end EXIT
 trap 'exit 130' INT TERM
 
-# part NAME NICENESS ARGUMENT...: starts pytest with the arguments; what it says is kept.
+# part NAME NICENESS ARGUMENT...: starts pytest with the arguments; what it says is kept. A shell has what it starts with "&"
+# ignore Ctrl-C: env undoes that, else end() waits for all tests.
 part() {
     file=$folder/$1 niceness=$2
     shift 2
-    nice -n "$niceness" .venv/bin/pytest --durations 10 "$@" > "$file" 2>&1 &
+    env --default-signal=INT nice -n "$niceness" .venv/bin/pytest --durations 10 "$@" > "$file" 2>&1 &
     parts="$parts $!"
 }
 
