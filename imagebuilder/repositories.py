@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from imagebuilder.errors import UsageError
@@ -43,6 +46,14 @@ class Repositories:
         self._own.update(self._log, self._downloader)
         self._added.clear()
         self.folder = self._own
+
+    @contextlib.contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Let apt read the distribution's indexes while the block asks others; after it, apt is asked."""
+        with ThreadPoolExecutor(1, thread_name_prefix="apt") as beside:
+            reading = beside.submit(self._own.prepare)
+            yield
+        reading.result()
 
     def add(self, name: str) -> None:
         """Ask one more repository of the profile, or the mirror that was named for it.

@@ -248,10 +248,10 @@ class _Asking:
         if self._with.refresh or self._folder.age() > MAX_AGE:
             self._repositories.update()
         epoch = self._folder.epoch()
-        taken = {name: self._take(name) for name in self._plan.sources}
-        wanted = pause_request(self._plan)
-        pause = self._image(wanted) if wanted else None
-        locked = tuple(self._image(image) for image in images)
+        with self._repositories.prepared():
+            taken = {name: self._take(name) for name in self._plan.sources}
+            pause = self._image(wanted) if (wanted := pause_request(self._plan)) else None
+            locked = tuple(self._image(image) for image in images)
         packages = self._packages(taken, [*([pause] if pause else []), *locked])
         found = {package.name: package.version for package in packages["runtime"]}
         if containerd := found.get("containerd", found.get("containerd.io", "")):  # the plan knew the profile's only

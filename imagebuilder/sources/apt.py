@@ -30,6 +30,8 @@ from imagebuilder.userns import privileged
 
 KEYRINGS = "etc/apt/keyrings"
 UPDATED, CONFIG, SOLVED = "imagebuilder-updated", "imagebuilder-apt.conf", "imagebuilder-solved"  # our files in it
+PREPARED = "var/cache/apt/pkgcache.bin"  # apt's own cache of the indexes; good for the place where it was made
+NOT_COPIED = shutil.ignore_patterns("dev", f"*{CONFIG}*", SOLVED, "*pkgcache.bin*")  # also half-written ones
 CONNECT_SECONDS = 5  # then a mirror counts as out of reach
 UPDATE_SECONDS = 300  # for all indexes: Debian's have 10 MB
 CRAWL_SECONDS, SLOWEST = 120, 20_000  # for packages: seconds, and as many more as this many bytes a second take
@@ -116,6 +118,7 @@ class AptFolder:
                 (self.path / UPDATED).touch()
                 return
             (fresh / UPDATED).touch()
+            (fresh / PREPARED).unlink(missing_ok=True)  # of a place that is no more
             shutil.rmtree(self.path, ignore_errors=True)
             fresh.rename(self.path)
 
@@ -153,7 +156,7 @@ class AptFolder:
         with aside(copy.path) as work:
             work.chmod(0o755)
             fresh = AptFolder(work / "root", self._archive, self._runner)
-            shutil.copytree(self.path, fresh.path, symlinks=True, ignore=shutil.ignore_patterns("dev", CONFIG, SOLVED))
+            shutil.copytree(self.path, fresh.path, symlinks=True, ignore=NOT_COPIED)
             fresh._add(repository, key, log)
             goes_back(release_dates(copy.path), release_dates(fresh.path), repository.uri)
             (fresh.path / CONFIG).unlink()
@@ -199,6 +202,14 @@ class AptFolder:
             UnresolvableError: a name is unknown.
         """
         return self._asked(["download", *names])
+
+    def prepare(self) -> None:
+        """Let apt read the indexes once, for all questions: each that finds this undone does it for itself.
+
+        Nothing is raised: a question says better what is wrong with them.
+        """
+        if not (self.path / PREPARED).exists():
+            self._apt(["apt-cache", "-q", "gencaches"], capture=True, check=False)
 
     def _asked(self, words: Sequence[str]) -> tuple[LockedPackage, ...]:
         """Return what apt would fetch; an answer is as old as the indexes: :meth:`update` makes a new folder."""

@@ -28,6 +28,7 @@ from imagebuilder.events import Stage, Tape
 from imagebuilder.model import LockedPackage
 from imagebuilder.sources.apt import (
     PACKAGE_LIMIT,
+    PREPARED,
     SKEW_SECONDS,
     UPDATED,
     AptFolder,
@@ -308,6 +309,48 @@ def test_solve_asks_once_per_index(tmp_path: Path) -> None:
     assert len([words for words in runner.commands if words[0] == "apt-get"]) == 1
     made.solve(["kubelet"])
     assert len([words for words in runner.commands if words[0] == "apt-get"]) == 2
+
+
+def test_indexes_are_read_once_for_all_questions(tmp_path: Path) -> None:
+    def read(_: list[str]) -> str:
+        (made.path / PREPARED).parent.mkdir(parents=True)
+        (made.path / PREPARED).touch()
+        return ""
+
+    runner = FakeRunner({**CONFIG, ("gencaches",): read})
+    made = folder(tmp_path, runner)
+    made.prepare()
+    made.prepare()
+    assert [words for words in runner.commands if words[0] == "apt-cache"] == [["apt-cache", "-q", "gencaches"]]
+
+
+def test_indexes_that_cannot_be_read_fail_the_question_not_what_goes_before(tmp_path: Path) -> None:
+    def fail(_: list[str]) -> str:
+        raise Failed("E: The package lists or status file could not be parsed")
+
+    folder(tmp_path, FakeRunner({**CONFIG, ("gencaches",): fail})).prepare()
+
+
+def test_what_apt_made_of_its_indexes_elsewhere_is_not_taken_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It names the folder where it was made: apt would read all anew, for each question."""
+    monkeypatch.setattr("imagebuilder.process.require", lambda program, *, package: Path("/usr/bin", program))
+    monkeypatch.setattr("imagebuilder.sources.apt.goes_back", lambda *_: False)
+    keyring = tmp_path / "key.gpg"
+    keyring.touch()
+
+    def bootstrap(words: list[str]) -> str:
+        made = Path(words[-1]) / PREPARED
+        made.parent.mkdir(parents=True)
+        made.touch()
+        return ""
+
+    runner = FakeRunner({**CONFIG, ("mmdebstrap",): bootstrap})
+    made = AptFolder(tmp_path / "apt", replace(ARCHIVE, keyring=str(keyring)), runner)
+    made.update(tmp_path / "log")
+    assert made.age() < 60
+    assert not (made.path / PREPARED).exists()
 
 
 def test_a_failed_question_is_not_remembered(tmp_path: Path) -> None:

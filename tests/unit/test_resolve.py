@@ -87,7 +87,7 @@ class World:
         self.runner = FakeRunner(
             {
                 ("mmdebstrap",): self.made, ("--show-keys",): f"pub:u:\nfpr:::::::::{FINGERPRINT}:\n", ("update",): "",
-                ("install",): self.install, ("download",): self.download, ("show",): self.show,
+                ("gencaches",): "", ("install",): self.install, ("download",): self.download, ("show",): self.show,
                 ("--version",): "Kubernetes v1.35.8",
             }
         )  # fmt: skip
@@ -542,6 +542,13 @@ def test_what_was_locked_is_what_is_taken(world: World) -> None:
     assert (taken.taken, taken.pause, taken.epoch) == (lock.taken, lock.pause, lock.epoch)
     assert (taken.apt_sources, taken.apt_folder) == (lock.apt_sources, lock.apt_folder)
     assert world.net.asked == []
+
+
+def test_apt_reads_the_indexes_before_it_is_asked(world: World) -> None:
+    world.resolve(wanted())
+    asked = [words for words in world.runner.commands if words[0].startswith("apt-")]
+    first = next(number for number, words in enumerate(asked) if "install" in words)
+    assert any("gencaches" in words for words in asked[:first])
 
 
 def test_each_package_that_moved_is_named_at_once(world: World) -> None:
