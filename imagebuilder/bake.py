@@ -24,7 +24,7 @@ from imagebuilder.content import (
     sweep_asides,
     write_atomic,
 )  # fmt: skip
-from imagebuilder.direct.disk import VERSION, DiskSpec, write_disk
+from imagebuilder.direct.disk import VERSION, DiskSpec, begin, write_disk
 from imagebuilder.direct.elsewhere import Elsewhere, Sharing, places
 from imagebuilder.direct.fulldisk import full_disk_named
 from imagebuilder.direct.jobs import installed_packages, layer_jobs
@@ -193,18 +193,21 @@ def _bake(
         suite=plan.profile.suite, arch=plan.cell.arch, log=log, elsewhere=elsewhere,
         make_repository=partial(fetcher.repository, plan=plan, lock=lock),
     )  # fmt: skip
-    layers, tools = engine.build_all(jobs, lock.packages["tools"])
-    store.sync()
-    # 3. the disk and the artifact
     artifact = folder / f"{plan.id}.{plan.disk.extension}"
-    with store.scratch(f"disk-{artifact_id}", progress.note) as work, new_file(folder) as new:
-        with progress.stage("disk", "Disk: partitions, boot loaders, root file system"):
-            disk = write_disk(spec, layers, tools, work, runner, log)
-        with progress.stage("pack", f"Artifact: {plan.disk.format}") as stage, full_disk_named(folder):
-            write_artifact(disk, new, packed, lambda done, all_: stage.update(done, all_, "B"))
-        with progress.stage("manifest", "Manifest and checksums"), full_disk_named(folder):
-            store.settle()
-            result = publish(folder, artifact, artifact_id, manifest_data(plan, lock, layers, progress))
+    with (
+        store.scratch(f"disk-{artifact_id}", progress.note) as work, begin(spec, work, runner, log) as early,
+    ):  # fmt: skip
+        layers, tools = engine.build_all(jobs, lock.packages["tools"], early.start)
+        store.sync()
+        # 3. the disk and the artifact
+        with new_file(folder) as new:
+            with progress.stage("disk", "Disk: partitions, boot loaders, root file system"):
+                disk = write_disk(early, layers)
+            with progress.stage("pack", f"Artifact: {plan.disk.format}") as stage, full_disk_named(folder):
+                write_artifact(disk, new, packed, lambda done, all_: stage.update(done, all_, "B"))
+            with progress.stage("manifest", "Manifest and checksums"), full_disk_named(folder):
+                store.settle()
+                result = publish(folder, artifact, artifact_id, manifest_data(plan, lock, layers, progress))
     # 4. what others can use
     if options.sharing.push:
         give([*layers, *tools[1:]], elsewhere, store, progress)

@@ -7,10 +7,11 @@ on top), so the host's versions do not matter.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,18 +54,100 @@ class DiskSpec:
     drivers: tuple[str, ...] = ()
 
 
-def write_disk(
-    spec: DiskSpec, layers: Sequence[Layer], tools: Sequence[Layer], work: Path, runner: Runner, log: Path
-) -> VirtualDisk:
-    """Return the disk, to be read while ``work`` and the layers are there.
+@dataclass(kw_only=True)
+class Early:
+    """What of a disk needs no more than the base layer and the tools tree; it is made beside the layers above.
 
-    Args:
+    Attributes:
         spec: what the disk is.
-        layers: the root tree, the lowest layer first.
-        tools: the tools tree, the lowest layer first.
         work: an empty folder for everything in between.
         runner: runs the programs.
         log: their output.
+    """
+
+    spec: DiskSpec
+    work: Path
+    runner: Runner
+    log: Path
+    tools: Sequence[Layer] = ()
+    _pool: ThreadPoolExecutor
+    _boot: Future[Path] = field(default_factory=Future)
+    _guess: Future[Initramfs | None] = field(default_factory=Future)
+
+    def start(self, tools: Sequence[Layer]) -> None:
+        """Make boot loaders and initramfs, without waiting for them; what goes wrong is said where they are taken.
+
+        Args:
+            tools: the tools tree, whose lowest layer is the base.
+        """
+        self.tools = tools
+        self._boot = self._pool.submit(_make_boot_loaders, self.spec, tools, self.work, self.runner, self.log)
+        self._guess = self._pool.submit(_guessed, self.spec, tools)
+
+    def boot(self) -> Path:
+        """Return the folder with ``boot.img``, ``core.img`` and ``esp.img``.
+
+        Raises:
+            CommandError: a program failed.
+            HostError: the disk of this host is full.
+        """
+        with full_disk_named(self.work):
+            return self._boot.result()
+
+    def initramfs(self, layers: Sequence[Layer], kernel: str) -> bytes:
+        """Return the small initramfs; nothing where the root tree has one, for instance of a script of the site's.
+
+        Raises:
+            ArtifactError: the root tree has none, and none can be made.
+        """
+        from imagebuilder.direct.initramfs import module_folders
+
+        guess = self._guess.result()
+        if guess and (guess.kernel, guess.folders) == (kernel, module_folders(layers, kernel)):
+            return b"" if has_initramfs(layers, kernel) else guess.data
+        return own_initramfs(self.spec, layers, self.tools, kernel)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Initramfs:
+    """A small initramfs, and all that it was made from, but for the tools tree."""
+
+    kernel: str
+    folders: Sequence[Path]
+    data: bytes
+
+
+@contextlib.contextmanager
+def begin(spec: DiskSpec, work: Path, runner: Runner, log: Path) -> Iterator[Early]:
+    """Hand out what begins a disk; at the end of the block nothing of it goes on. See :class:`Early`."""
+    with ThreadPoolExecutor(2, thread_name_prefix="early") as pool:
+        try:
+            yield Early(spec=spec, work=work, runner=runner, log=log, _pool=pool)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _guessed(spec: DiskSpec, tools: Sequence[Layer]) -> Initramfs | None:
+    """Return the initramfs if the layers above the base change neither the kernel nor its modules, as they seldom do.
+
+    Nothing is raised: what is wrong with the whole tree is said when that is there.
+    """
+    from imagebuilder.direct.initramfs import module_folders
+
+    with contextlib.suppress(ArtifactError, OSError):
+        base = tools[:1]
+        kernel = find_kernel(base)
+        if data := own_initramfs(spec, base, tools, kernel):
+            return Initramfs(kernel=kernel, folders=module_folders(base, kernel), data=data)
+    return None
+
+
+def write_disk(early: Early, layers: Sequence[Layer]) -> VirtualDisk:
+    """Return the disk, to be read while the layers, and what was begun, are there.
+
+    Args:
+        early: what was begun, and started.
+        layers: the root tree, the lowest layer first.
 
     Raises:
         CommandError: a program failed.
@@ -74,34 +157,29 @@ def write_disk(
     """
     from imagebuilder.direct import gpt  # and the like below: an unchanged artifact does not wait for them
 
-    layout = gpt.layout(spec.size, spec.seed, arch=spec.arch)
-    upper = work / "upper"
-    upper.mkdir()
-    with ThreadPoolExecutor(1, thread_name_prefix="ext4") as pool:  # while the boot loaders are made
-        root = pool.submit(_root_pieces, spec, layers, tools, upper, layout)
-        with full_disk_named(work):
-            out = _make_boot_loaders(spec, layout, tools, work, runner, log)
-        pieces = [*_boot_pieces(spec, layout, out), *shifted(root.result(), layout.root.offset)]
-    return VirtualDisk(spec.size, pieces, layers)
+    layout = gpt.layout(early.spec.size, early.spec.seed, arch=early.spec.arch)
+    root = _root_pieces(early, layers, layout)
+    pieces = [*_boot_pieces(early.spec, layout, early.boot()), *shifted(root, layout.root.offset)]
+    return VirtualDisk(early.spec.size, pieces, layers)
 
 
-def _root_pieces(
-    spec: DiskSpec, layers: Sequence[Layer], tools: Sequence[Layer], upper: Path, layout: gpt.Layout
-) -> list[Piece]:
+def _root_pieces(early: Early, layers: Sequence[Layer], layout: gpt.Layout) -> list[Piece]:
     from imagebuilder.direct.ext4.layout import lay_out
     from imagebuilder.direct.ext4.superblock import Identity
     from imagebuilder.direct.tree import merge
 
-    kernel = find_kernel(layers)
-    write_boot_files(upper, spec, layout, kernel, own_initramfs(spec, layers, tools, kernel))
+    kernel, upper = find_kernel(layers), early.work / "upper"
+    upper.mkdir()
+    write_boot_files(upper, early.spec, layout, kernel, early.initramfs(layers, kernel))
     tree = merge([upper, *(layer.root for layer in reversed(layers))], volumes(layers[-1]))
-    return lay_out(tree, layout.root.size, Identity(uuid=layout.root_uuid, label="root", epoch=spec.epoch))
+    return lay_out(tree, layout.root.size, Identity(uuid=layout.root_uuid, label="root", epoch=early.spec.epoch))
 
 
-def _make_boot_loaders(
-    spec: DiskSpec, layout: gpt.Layout, tools: Sequence[Layer], work: Path, runner: Runner, log: Path
-) -> Path:
+def _make_boot_loaders(spec: DiskSpec, tools: Sequence[Layer], work: Path, runner: Runner, log: Path) -> Path:
     """Return the folder with ``boot.img``, ``core.img`` and ``esp.img``."""
+    from imagebuilder.direct import gpt
+
+    layout = gpt.layout(spec.size, spec.seed, arch=spec.arch)
     mnt, out, out_work, empty, upper, upper_work = (
         work / name for name in ("mnt", "out", "out-work", "empty", "tools-upper", "tools-work")
     )
@@ -151,13 +229,18 @@ def find_kernel(layers: Sequence[Layer]) -> str:
     return names.pop().removeprefix("vmlinuz-")
 
 
+def has_initramfs(layers: Sequence[Layer], kernel: str) -> bool:
+    """Tell whether a layer has an initramfs for the kernel."""
+    return any((layer.root / "boot" / f"initrd.img-{kernel}").is_file() for layer in layers)
+
+
 def own_initramfs(spec: DiskSpec, layers: Sequence[Layer], tools: Sequence[Layer], kernel: str) -> bytes:
     """Return the small initramfs; nothing where the root tree has one, for instance of a script of the site's.
 
     Raises:
         ArtifactError: the root tree has none, and none can be made.
     """
-    if any((layer.root / "boot" / f"initrd.img-{kernel}").is_file() for layer in layers):
+    if has_initramfs(layers, kernel):
         return b""
     if not spec.drivers:
         raise ArtifactError(f"kernel {kernel} has no initramfs", hint="check the step base/90-initramfs")

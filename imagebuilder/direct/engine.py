@@ -63,17 +63,28 @@ class DirectEngine:
     elsewhere: Sequence[Elsewhere] = ()
 
     def build_all(
-        self, jobs: Sequence[LayerJob], tools: Sequence[LockedPackage]
-    ) -> tuple[list[Layer], list[Layer]]:  # fmt: skip
+        self, jobs: Sequence[LayerJob], tools: Sequence[LockedPackage], then: Callable[[Sequence[Layer]], None]
+    ) -> tuple[list[Layer], list[Layer]]:
         """Return the layers of a stack and those of the tools tree, which is made beside all but the lowest of them.
+
+        Args:
+            jobs: of the stack, the lowest layer first.
+            tools: packages of the tools tree.
+            then: is told the tools tree as soon as it is there, while layers are still made.
 
         Raises:
             StepError, CommandError, HostError: as in :meth:`build`.
         """
         base = self.build(jobs[:1])
+
+        def beside() -> list[Layer]:
+            made = self.tools(base[0], tools)
+            then(made)
+            return made
+
         with ThreadPoolExecutor(1, thread_name_prefix="tools") as pool:
-            beside = pool.submit(self.tools, base[0], tools)
-            return self.build(jobs[1:], base), beside.result()
+            running = pool.submit(beside)
+            return self.build(jobs[1:], base), running.result()
 
     def build(self, jobs: Sequence[LayerJob], below: Sequence[Layer] = ()) -> list[Layer]:
         """Return the layers of a stack, the lowest first; those that the store has are not built.

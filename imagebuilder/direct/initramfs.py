@@ -59,10 +59,15 @@ def small_initramfs(
     return zstandard.ZstdCompressor(level=_LEVEL).compress(archive(members, epoch))
 
 
+def module_folders(layers: Sequence[Layer], kernel: str) -> list[Path]:
+    """Return the folders that have modules of a kernel, the topmost layer's first."""
+    folders = [layer.root / "usr/lib/modules" / kernel for layer in reversed(layers)]
+    return [path for path in folders if path.is_dir()]
+
+
 def kernel_files(layers: Sequence[Layer], kernel: str) -> Mapping[str, bytes]:
     """Return where the files of a kernel's modules are on this host, by their path below ``/lib/modules/VERSION``."""
-    folders = [layer.root / "usr/lib/modules" / kernel for layer in reversed(layers)]
-    found = [path for path in folders if path.is_dir()]
+    found = module_folders(layers, kernel)
     if not found:
         raise ArtifactError(f"the root tree has no /lib/modules/{kernel}", hint="check the kernel packages")
     return {os.fsdecode(entry.path): entry.host for entry in merge(found) if stat.S_ISREG(entry.mode)}

@@ -17,7 +17,7 @@ from typing import Any
 
 from imagebuilder import process
 from imagebuilder.content import canonical_json, content_id, write_atomic
-from imagebuilder.direct.disk import DiskSpec, write_disk
+from imagebuilder.direct.disk import DiskSpec, begin, write_disk
 from imagebuilder.direct.engine import DirectEngine
 from imagebuilder.direct.layerjob import LayerJob
 from imagebuilder.direct.layers import Layer, LayerStore
@@ -183,8 +183,9 @@ def disk(engine: DirectEngine, layers: Sequence[Layer], work: Path, **changes: A
         size=1 << 30, seed="seed", arch=ARCH, firmware=("bios", "uefi"), kernel_arguments=("console=ttyS0",),
         vendor="debian", epoch=EPOCH,
     )  # fmt: skip
-    made = write_disk(spec, layers, tools, work, engine.runner, engine.log)
-    materialize(made, work / "disk.raw")
+    with begin(spec, work, engine.runner, engine.log) as early:
+        early.start(tools)
+        materialize(write_disk(early, layers), work / "disk.raw")
     return work / "disk.raw"
 
 
