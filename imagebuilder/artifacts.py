@@ -86,7 +86,7 @@ def write_artifact(disk: DiskSource, out: Path, packed: Packing, on_progress: On
     provider = PROVIDERS[packed.box.provider]
     with aside(out) as scratch:
         inner = scratch / provider.disk
-        FORMATS[provider.format].writer(disk, inner, on_progress, subject=packed.subject)
+        FORMATS[provider.format].writer(disk, inner, on_progress, subject=packed.subject, lasting=False)
         text = description(packed.box, inner) if provider.described else ""
         pack_box(packed.box, inner, out, description=text)
 

@@ -88,11 +88,12 @@ def fsync_directory(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def writing(path: Path, *, mode: int = 0o644) -> Iterator[IO[bytes]]:
+def writing(path: Path, *, mode: int = 0o644, lasting: bool = True) -> Iterator[IO[bytes]]:
     """Open a binary file that appears under its name only when it is whole.
 
     The bytes go to a hidden file in the same folder, which is fsynced and renamed when the block ends, or
-    removed when the block raises; see :func:`sweep_asides`.
+    removed when the block raises; see :func:`sweep_asides`. A file that is not ``lasting`` is not fsynced: nobody
+    reads it after a crash.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part, fd = _locked_aside(lambda: tempfile.mkstemp(prefix=f".{path.name}.", suffix=ASIDE, dir=path.parent))
@@ -101,9 +102,11 @@ def writing(path: Path, *, mode: int = 0o644) -> Iterator[IO[bytes]]:
             yield stream
             stream.flush()
             os.fchmod(stream.fileno(), mode)
-            os.fsync(stream.fileno())
+            if lasting:
+                os.fsync(stream.fileno())
         part.replace(path)
-        fsync_directory(path.parent)
+        if lasting:
+            fsync_directory(path.parent)
     except BaseException:
         part.unlink(missing_ok=True)
         raise

@@ -26,7 +26,9 @@ _IN_HEADER, _IN_EXTENSION = 4, 21  # pieces that a sparse header, and each block
 _ZERO_CLUSTER = bytes(CLUSTER)
 
 
-def write_ova(disk: DiskSource, out: Path, *, name: str, seed: str, on_progress: OnProgress | None = None) -> None:
+def write_ova(
+    disk: DiskSource, out: Path, *, name: str, seed: str, on_progress: OnProgress | None = None, lasting: bool = True
+) -> None:  # fmt: skip
     """Write an OVA: the description ``<name>.ovf``, ``<name>.mf`` with sha256 sums, and the disk as a VMDK.
 
     Raises:
@@ -34,7 +36,7 @@ def write_ova(disk: DiskSource, out: Path, *, name: str, seed: str, on_progress:
     """
     with content.aside(out) as scratch:
         vmdk = scratch / f"{name}-disk001.vmdk"
-        write_vmdk(disk, vmdk, seed=seed, on_progress=on_progress)
+        write_vmdk(disk, vmdk, seed=seed, on_progress=on_progress, lasting=False)
         machine = ovf.Machine(
             name=name, disk=vmdk.name, disk_uuid=str(image_uuid(seed)), file_size=vmdk.stat().st_size,
             capacity=disk.size,
@@ -42,7 +44,10 @@ def write_ova(disk: DiskSource, out: Path, *, name: str, seed: str, on_progress:
         text = ovf.render(machine, ovf.VMWARE).encode()
         sums = ((f"{name}.ovf", content.sha256_bytes(text)), (vmdk.name, content.sha256_file(vmdk)))
         manifest = "".join(f"SHA256({file})= {digest}\n" for file, digest in sums).encode()
-        with content.writing(out) as stream, tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        with (
+            content.writing(out, lasting=lasting) as stream,
+            tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+        ):
             for member, data in ((f"{name}.ovf", text), (f"{name}.mf", manifest)):
                 tar.addfile(_member(member, len(data)), io.BytesIO(data))
             with vmdk.open("rb") as file:
@@ -55,7 +60,9 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
     return member
 
 
-def write_tar_gz(disk: DiskSource, out: Path, *, level: int = 1, on_progress: OnProgress | None = None) -> None:
+def write_tar_gz(
+    disk: DiskSource, out: Path, *, level: int = 1, on_progress: OnProgress | None = None, lasting: bool = True
+) -> None:  # fmt: skip
     """Write a gzip-compressed tar with the one sparse member ``disk.raw``; the same disk gives the same bytes.
 
     Raises:
@@ -64,7 +71,7 @@ def write_tar_gz(disk: DiskSource, out: Path, *, level: int = 1, on_progress: On
     size = disk_size(disk)
     pieces = list(_data(disk))
     buffer = memoryview(bytearray(CHUNK))
-    with content.writing(out) as stream:
+    with content.writing(out, lasting=lasting) as stream:
         total, done = sum(length for _, length in pieces), 0
         packed = gzips.Writer(stream, level)
         header = sparse_header(pieces, size)

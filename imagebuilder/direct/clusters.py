@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import threading
@@ -153,12 +154,13 @@ class Image(Protocol):
 
 def pour(
     disk: DiskSource, image: Image, stream: IO[bytes], make: Callable[[], Compress], *, threads: int | None,
-    on_progress: OnProgress | None, kind: str = "",
+    on_progress: OnProgress | None, kind: str = "", lasting: bool = True,
 ) -> None:  # fmt: skip
     """Put every cluster of a disk that is not zero, compressed, into the image that ``stream`` holds.
 
     Without ``threads``, there is one for each core that may be used. ``kind`` says how clusters are compressed, and by
     which version of what: clusters of layers are then kept for the next disk, see :mod:`imagebuilder.direct.kept`.
+    What is not ``lasting`` is not sent to the disk.
 
     Raises:
         ArtifactError: what the disk is made from changed meanwhile.
@@ -168,11 +170,12 @@ def pour(
         work = partial(kept(disk, disk.layers, kind, CLUSTER).of, make=work)
     todo = list(batches(disk))
     total, done = sum(len(batch) for batch in todo) * CLUSTER, 0
-    with Flusher(stream) as flusher:
+    with Flusher(stream) if lasting else contextlib.nullcontext() as flusher:
         for batch, blobs in in_order(work, todo, threads or min(cores(), _MOST)):
             for index, blob in blobs:
                 image.add(index, blob)
-            flusher.nudge(image.end)
+            if flusher:
+                flusher.nudge(image.end)
             done += len(batch) * CLUSTER
             if on_progress is not None:
                 on_progress(done, total)

@@ -33,7 +33,9 @@ Told: TypeAlias = OnProgress | None
 class Writer(Protocol):
     """How a format is written."""
 
-    def __call__(self, disk: DiskSource, out: Path, on_progress: Told = None, *, subject: Subject = NOBODY) -> None:
+    def __call__(
+        self, disk: DiskSource, out: Path, on_progress: Told = None, *, subject: Subject = NOBODY, lasting: bool = True
+    ) -> None:  # fmt: skip
         """Write the disk to ``out``, which appears only when whole.
 
         Args:
@@ -41,6 +43,7 @@ class Writer(Protocol):
             out: the file to make or replace.
             on_progress: called with bytes done and bytes in all; holes do not count.
             subject: what the image is.
+            lasting: see :func:`content.writing`; not what goes into an archive, and is removed.
 
         Raises:
             ArtifactError: it is no disk, or what it is made from changed meanwhile.
@@ -64,40 +67,52 @@ class Format:
     qemu: str = ""
 
 
-def _write_raw(disk: DiskSource, out: Path, on_progress: Told = None, *, subject: Subject = NOBODY) -> None:
+def _write_raw(
+    disk: DiskSource, out: Path, on_progress: Told = None, *, subject: Subject = NOBODY, lasting: bool = True
+) -> None:  # fmt: skip
     """Copy the disk, with a hole wherever it is zero."""
-    materialize(disk, out, on_progress)
+    materialize(disk, out, on_progress, lasting=lasting)
 
 
-def _write_qcow2(disk: DiskSource, out: Path, on_progress: Told = None, *, subject: Subject = NOBODY) -> None:
+def _write_qcow2(
+    disk: DiskSource, out: Path, on_progress: Told = None, *, subject: Subject = NOBODY, lasting: bool = True
+) -> None:  # fmt: skip
     """Compress the disk at the fastest level: the next one takes half as much again for 4% less."""
     from imagebuilder.direct.qcow2 import write_qcow2
 
-    write_qcow2(disk, out, on_progress=on_progress)
+    write_qcow2(disk, out, on_progress=on_progress, lasting=lasting)
 
 
-def _write_vmdk(disk: DiskSource, out: Path, on_progress: Told = None, *, subject: Subject = NOBODY) -> None:
+def _write_vmdk(
+    disk: DiskSource, out: Path, on_progress: Told = None, *, subject: Subject = NOBODY, lasting: bool = True
+) -> None:  # fmt: skip
     from imagebuilder.direct.vmdk import write_vmdk
 
-    write_vmdk(disk, out, seed=subject.seed, on_progress=on_progress)
+    write_vmdk(disk, out, seed=subject.seed, on_progress=on_progress, lasting=lasting)
 
 
-def _write_vhd(disk: DiskSource, out: Path, on_progress: Told = None, *, subject: Subject = NOBODY) -> None:
+def _write_vhd(
+    disk: DiskSource, out: Path, on_progress: Told = None, *, subject: Subject = NOBODY, lasting: bool = True
+) -> None:  # fmt: skip
     from imagebuilder.direct.vhd import write_vhd
 
-    write_vhd(disk, out, seed=subject.seed, on_progress=on_progress)
+    write_vhd(disk, out, seed=subject.seed, on_progress=on_progress, lasting=lasting)
 
 
-def _write_ova(disk: DiskSource, out: Path, on_progress: Told = None, *, subject: Subject = NOBODY) -> None:
+def _write_ova(
+    disk: DiskSource, out: Path, on_progress: Told = None, *, subject: Subject = NOBODY, lasting: bool = True
+) -> None:  # fmt: skip
     from imagebuilder.direct.archives import write_ova
 
-    write_ova(disk, out, name=subject.name, seed=subject.seed, on_progress=on_progress)
+    write_ova(disk, out, name=subject.name, seed=subject.seed, on_progress=on_progress, lasting=lasting)
 
 
-def _write_tar_gz(disk: DiskSource, out: Path, on_progress: Told = None, *, subject: Subject = NOBODY) -> None:
+def _write_tar_gz(
+    disk: DiskSource, out: Path, on_progress: Told = None, *, subject: Subject = NOBODY, lasting: bool = True
+) -> None:  # fmt: skip
     from imagebuilder.direct.archives import write_tar_gz
 
-    write_tar_gz(disk, out, on_progress=on_progress)
+    write_tar_gz(disk, out, on_progress=on_progress, lasting=lasting)
 
 
 _ROWS = (

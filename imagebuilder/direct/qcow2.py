@@ -78,8 +78,9 @@ class Header:
 
 
 def write_qcow2(
-    disk: DiskSource, out: Path, *, level: int = 1, threads: int | None = None, on_progress: OnProgress | None = None
-) -> None:
+    disk: DiskSource, out: Path, *, level: int = 1, threads: int | None = None, on_progress: OnProgress | None = None,
+    lasting: bool = True,
+) -> None:  # fmt: skip
     """Write a disk as a compressed qcow2 image; the file appears under its name only when whole.
 
     Args:
@@ -88,15 +89,19 @@ def write_qcow2(
         level: of zstd, 1 to 22.
         threads: that read and compress; by default one for each core. The result does not depend on it.
         on_progress: called from this thread with bytes done and bytes in all; holes do not count.
+        lasting: see :func:`content.writing`.
 
     Raises:
         ArtifactError: the disk is empty, not a multiple of 512 bytes, or was cut short meanwhile.
     """
     size = disk_size(disk)
-    with content.writing(out) as stream:
+    with content.writing(out, lasting=lasting) as stream:
         image = _Image(stream, size)
         kind = f"zstd {level} {zstandard.ZSTD_VERSION} {zstandard.backend} {zstandard.__version__}"
-        pour(disk, image, stream, lambda: _zstd(level), threads=threads, on_progress=on_progress, kind=kind)
+        pour(
+            disk, image, stream, lambda: _zstd(level), threads=threads, on_progress=on_progress, kind=kind,
+            lasting=lasting,
+        )  # fmt: skip
         image.finish()
 
 

@@ -25,14 +25,16 @@ _CHECKSUM_AT = 64
 _CREATOR = b"win "  # QEMU takes the size, and not the geometry, only from creators that it knows (block/vpc.c)
 
 
-def write_vhd(disk: DiskSource, out: Path, *, seed: str, on_progress: OnProgress | None = None) -> None:
+def write_vhd(
+    disk: DiskSource, out: Path, *, seed: str, on_progress: OnProgress | None = None, lasting: bool = True
+) -> None:  # fmt: skip
     """Write a disk as a fixed VHD, itself sparse; the file appears under its name only when whole.
 
     Raises:
         ArtifactError: the disk is empty, not a multiple of 512 bytes, or was cut short meanwhile.
     """
     size = -(-disk_size(disk) // MIB) * MIB
-    with content.writing(out) as stream:
+    with content.writing(out, lasting=lasting) as stream:
         stream.truncate(size)
         copy_data(disk, stream, on_progress)
         stream.seek(size)

@@ -187,18 +187,21 @@ class RawFile:
         _read_all(self._file.fileno(), view, offset, os.fsencode(self._path))
 
 
-def materialize(disk: DiskSource, out: Path, on_progress: OnProgress | None = None) -> None:
+def materialize(
+    disk: DiskSource, out: Path, on_progress: OnProgress | None = None, *, lasting: bool = True
+) -> None:  # fmt: skip
     """Write a disk as a raw file with a hole wherever a block is zero; it appears only when whole.
 
     Args:
         disk: what to write.
         out: the file to make or replace.
         on_progress: called with bytes done and bytes in all; holes do not count.
+        lasting: see :func:`content.writing`.
 
     Raises:
         ArtifactError: see :meth:`DiskSource.read_into`.
     """
-    with content.writing(out) as stream:
+    with content.writing(out, lasting=lasting) as stream:
         stream.truncate(disk.size)
         copy_data(disk, stream, on_progress)
 

@@ -54,6 +54,7 @@ def write_vmdk(
     level: int = 1,
     threads: int | None = None,
     on_progress: OnProgress | None = None,
+    lasting: bool = True,
 ) -> None:
     """Write a disk as a stream-optimised VMDK; the file appears under its name only when whole.
 
@@ -64,12 +65,13 @@ def write_vmdk(
         level: of zlib, 1 to 9.
         threads: that read and compress; by default one for each core. The result does not depend on it.
         on_progress: called from this thread with bytes done and bytes in all; holes do not count.
+        lasting: see :func:`content.writing`.
 
     Raises:
         ArtifactError: the disk is empty, not a multiple of 512 bytes, or was cut short meanwhile.
     """
     size = disk_size(disk)
-    with content.writing(out) as stream:
+    with content.writing(out, lasting=lasting) as stream:
         image = _Image(stream, size, seed)
         pour(
             disk,
@@ -78,6 +80,7 @@ def write_vmdk(
             lambda: lambda cluster: zlib.compress(cluster, level),
             threads=threads,
             on_progress=on_progress,
+            lasting=lasting,
         )
         image.finish()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from imagebuilder.artifacts import Packing, write_artifact
+from imagebuilder.direct import clusters
 from imagebuilder.direct.formats import FORMATS, Subject
 from imagebuilder.direct.virtual import RawFile
 from imagebuilder.publish.boxes import PROVIDERS, BoxSpec
@@ -55,6 +58,28 @@ def test_a_box_is_written_around_the_disk_in_its_format(provider: str, raw: Path
         FORMATS[row.format].writer(disk, tmp_path / row.disk, subject=SUBJECT)
     assert files_of(tmp_path / "a.box")[row.disk] == (tmp_path / row.disk).read_bytes()
     assert list(raw.parent.iterdir()) == [raw], "nothing is left beside the disk"
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [*(box(name, 4 << 20) for name in PROVIDERS), *(Packing(format=name, subject=SUBJECT) for name in FORMATS)],
+    ids=[*PROVIDERS, *FORMATS],
+)
+def test_only_the_artifact_itself_is_brought_to_the_disk(
+    packed: Packing, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[str] = set()
+
+    def sync(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        assert path.parent in (tmp_path, tmp_path / "out"), f"{path} is on the way only"
+        synced.add(re.sub(r"^(\.a\.).*(part)$", r"\1\2", path.name))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "fdatasync", sync)
+    monkeypatch.setattr(clusters, "_FLUSH", 1)  # in rounds, however small it is
+    write(raw, tmp_path / "out" / "a", packed)
+    assert synced == {"out", ".a.part"}
 
 
 def test_the_description_of_a_virtualbox_box_fits_its_disk(raw: Path, tmp_path: Path) -> None:
