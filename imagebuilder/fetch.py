@@ -53,6 +53,7 @@ class Fetcher:
     log: Path
     downloader: Downloader = field(default_factory=Downloader)
     offline: bool = False
+    _before: frozenset[Path] = frozenset()  # programs and images that others have left in the cache
 
     def materials(self, plan: BuildPlan, lock: Lock) -> Materials:
         """Return programs and images, fetched, built or composed where the cache does not have them.
@@ -60,6 +61,7 @@ class Fetcher:
         Raises:
             UnreachableError, UntrustedError, UnresolvableError, CommandError: as the sources raise them.
         """
+        self._before = frozenset(path for name in ("payloads", "images") for path in (self.cache / name).glob("*"))
         payloads = {}
         for name, taken in lock.taken.items():
             if folder := self._payload(name, taken, plan):
@@ -72,6 +74,8 @@ class Fetcher:
 
     def mend(self, materials: Materials, plan: BuildPlan, lock: Lock, layers: Collection[str]) -> None:
         """Read all that is in the cache of what these layers are made from, and make anew what is damaged.
+
+        What came into the cache meanwhile was hashed on its way, and is not read again.
 
         Raises:
             UnreachableError, UntrustedError, UnresolvableError, CommandError: as the sources raise them.
@@ -90,10 +94,10 @@ class Fetcher:
         archives += materials.images if "site" in layers else ()
         checks: list[tuple[Callable[[Path], object], Path]] = [
             *((payload.verify, folder) for name, folder in materials.payloads.items() if LAYER_OF[name] in layers),
-            *((inspect_archive, archive.path) for archive in archives if archive.path.is_relative_to(self.cache)),
+            *((inspect_archive, archive.path) for archive in archives),
         ]
         removed = []
-        for check, path in checks:
+        for check, path in ((check, path) for check, path in checks if path in self._before):
             try:
                 check(path)
             except ImagebuilderError as error:
