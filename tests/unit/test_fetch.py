@@ -8,12 +8,14 @@ import pytest
 from fake_runner import FakeRunner
 
 from imagebuilder.cells import plan_request
+from imagebuilder.content import sha256_file
+from imagebuilder.errors import DataError
 from imagebuilder.events import Event, Progress, Tape
 from imagebuilder.fetch import Fetcher
 from imagebuilder.model import BuildRequest
 from imagebuilder.plan import BuildPlan
 from imagebuilder.resolve import Lock, Taken
-from imagebuilder.sources import payload
+from imagebuilder.sources import local, payload
 
 ELF = b"\x7fELF\2\1\1" + bytes(9) + b"\2\0" + b"\x3e\0"  # of amd64
 
@@ -67,3 +69,18 @@ def test_programs_that_a_bake_before_has_left_are_hashed(plan: BuildPlan, lock: 
     assert [event.text.partition(":")[2] for event in events if event.kind == "note"] == [
         " it was removed, and is made again"
     ]
+
+
+def test_programs_of_the_user_are_copied_and_what_was_written_is_what_was_hashed(
+    plan: BuildPlan, lock: Lock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = fetcher(tmp_path)[0].materials(plan, lock).payloads["kubernetes"]
+    names = plan.component("kubernetes").programs
+    assert [(folder / name).read_bytes() for name in names] == [ELF + name.encode() for name in names]
+    assert [program.sha256 for program in payload.verify(folder).programs] == [
+        sha256_file(tmp_path / "own" / name) for name in sorted(names)
+    ]
+    monkeypatch.setattr(local, "sha256_files", lambda paths: ["0" * 64 for _ in paths])
+    with pytest.raises(DataError, match="kubelet changed while it was copied"):
+        fetcher(tmp_path)[0].materials(plan, lock)
+    assert list((tmp_path / "cache/payloads").iterdir()) == [folder]
