@@ -118,7 +118,6 @@ class AptFolder:
                 (self.path / UPDATED).touch()
                 return
             (fresh / UPDATED).touch()
-            (fresh / PREPARED).unlink(missing_ok=True)  # of a place that is no more
             shutil.rmtree(self.path, ignore_errors=True)
             fresh.rename(self.path)
 
@@ -126,13 +125,19 @@ class AptFolder:
         archive = self._archive
         argv = [
             *_contained(), "mmdebstrap", "--variant=custom", "--mode=root", "--format=directory",
-            "--skip=cleanup/apt,check/empty", f"--architectures={archive.arch}",
+            "--skip=update,cleanup/apt,check/empty", f"--architectures={archive.arch}",
             f"--components={','.join(archive.components)}", f"--keyring={archive.keyring}",
             *(f"--aptopt={line}" for line in self._network_settings()),
             archive.suite, str(root), *([archive.mirror] if archive.mirror else []),
         ]  # fmt: skip
         # TMPDIR: what a killed mmdebstrap leaves in there is swept with the rest.
         self._runner.run(argv, env={"TMPDIR": str(work)}, log=log, timeout=UPDATE_SECONDS)
+        # Not by mmdebstrap: its apt would read all indexes at the end, for a folder that is then renamed.
+        fresh = AptFolder(root, archive, self._runner)
+        settings = [f"Dir::Etc::trusted={archive.keyring}", "APT::Sandbox::User=_apt", "pkgCacheFile::Generate=false"]
+        options = [word for setting in settings for word in ("-o", setting)]
+        fresh._apt([*_contained(), "apt-get", "-q", *options, "update"], log=log, timeout=UPDATE_SECONDS)
+        (root / CONFIG).unlink()  # it names the folder
 
     def _probe(self, downloader: Downloader) -> None:
         """Give up within seconds when a mirror is silent; a proxy of apt's own may reach what we cannot."""
@@ -327,15 +332,8 @@ class AptFolder:
     def _check_key(self, keyring: Path, repository: ExtraRepository) -> None:
         process.require("gpg", package="gpg")
         argv: list[str | Path] = [
-            "gpg",
-            "--batch",
-            "--no-options",
-            "--homedir",
-            keyring.parent,
-            "--show-keys",
-            "--with-colons",
-            keyring,
-        ]
+            "gpg", "--batch", "--no-options", "--homedir", keyring.parent, "--show-keys", "--with-colons", keyring,
+        ]  # fmt: skip
         found = self._runner.run(argv, capture=True, check=False).stdout
         fingerprints = re.findall(r"^fpr:{9}([0-9A-F]{40}):", found, re.MULTILINE)
         primary = fingerprints[:1]

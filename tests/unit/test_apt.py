@@ -331,26 +331,30 @@ def test_indexes_that_cannot_be_read_fail_the_question_not_what_goes_before(tmp_
     folder(tmp_path, FakeRunner({**CONFIG, ("gencaches",): fail})).prepare()
 
 
-def test_what_apt_made_of_its_indexes_elsewhere_is_not_taken_along(
+def test_indexes_are_fetched_into_a_new_folder_and_not_read_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It names the folder where it was made: apt would read all anew, for each question."""
+    """What apt makes of them names the folder, which is renamed: it would read all anew, for each question."""
     monkeypatch.setattr("imagebuilder.process.require", lambda program, *, package: Path("/usr/bin", program))
     monkeypatch.setattr("imagebuilder.sources.apt.goes_back", lambda *_: False)
-    keyring = tmp_path / "key.gpg"
-    keyring.touch()
+    (tmp_path / "key.gpg").touch()
 
     def bootstrap(words: list[str]) -> str:
-        made = Path(words[-1]) / PREPARED
-        made.parent.mkdir(parents=True)
-        made.touch()
+        Path(words[-1]).mkdir()
         return ""
 
-    runner = FakeRunner({**CONFIG, ("mmdebstrap",): bootstrap})
-    made = AptFolder(tmp_path / "apt", replace(ARCHIVE, keyring=str(keyring)), runner)
+    runner = FakeRunner({**CONFIG, ("mmdebstrap",): bootstrap, ("update",): ""})
+    made = AptFolder(tmp_path / "apt", replace(ARCHIVE, keyring=str(tmp_path / "key.gpg")), runner)
     made.update(tmp_path / "log")
     assert made.age() < 60
-    assert not (made.path / PREPARED).exists()
+    assert [path.name for path in made.path.iterdir()] == [UPDATED]
+    said = [words[words.index("apt-get") :] for words in runner.commands if "apt-get" in words]
+    assert said == [
+        [
+            "apt-get", "-q", "-o", f"Dir::Etc::trusted={tmp_path}/key.gpg", "-o", "APT::Sandbox::User=_apt",
+            "-o", "pkgCacheFile::Generate=false", "update",
+        ]
+    ]  # fmt: skip
 
 
 def test_a_failed_question_is_not_remembered(tmp_path: Path) -> None:
