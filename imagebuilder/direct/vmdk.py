@@ -80,6 +80,7 @@ def write_vmdk(
             lambda: lambda cluster: zlib.compress(cluster, level),
             threads=threads,
             on_progress=on_progress,
+            kind=f"zlib {level} {zlib.ZLIB_RUNTIME_VERSION}",
             lasting=lasting,
         )
         image.finish()

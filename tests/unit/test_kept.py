@@ -16,6 +16,7 @@ from imagebuilder.direct.kept import FOLDER, Blobs, kept
 from imagebuilder.direct.layers import Layer
 from imagebuilder.direct.qcow2 import write_qcow2
 from imagebuilder.direct.virtual import FileSlice, Piece, VirtualDisk
+from imagebuilder.direct.vmdk import write_vmdk
 
 BATCH = 64  # clusters
 SIZE = 4 * BATCH * CLUSTER
@@ -43,25 +44,37 @@ def refuse(batch: range) -> Blobs:
     raise AssertionError(f"{batch} was made again")
 
 
-def image(disk: VirtualDisk, out: Path, threads: int) -> bytes:
+Write = Callable[[VirtualDisk, Path, int], None]
+
+
+def qcow2(disk: VirtualDisk, out: Path, threads: int) -> None:
     write_qcow2(disk, out, threads=threads)
+
+
+def vmdk(disk: VirtualDisk, out: Path, threads: int) -> None:
+    write_vmdk(disk, out, seed="seed", threads=threads)
+
+
+def image(disk: VirtualDisk, out: Path, threads: int, write: Write = qcow2) -> bytes:
+    write(disk, out, threads)
     return out.read_bytes()
 
 
-def test_an_image_is_the_same_with_kept_clusters_and_without(tmp_path: Path) -> None:
+@pytest.mark.parametrize("write", [qcow2, vmdk])
+def test_an_image_is_the_same_with_kept_clusters_and_without(write: Write, tmp_path: Path) -> None:
     base, upper = layer(tmp_path, "base"), layer(tmp_path, "upper")
     middle = SIZE // 2 + 3 * CLUSTER + 4096
     pieces = [
         piece(0, 8192, b"x" * 8192), piece(8192, middle - 8192, base, 100), piece(middle, SIZE - middle - 5, upper),
     ]  # fmt: skip
     out = tmp_path / "image"
-    plain = image(VirtualDisk(SIZE, pieces), out, 1)
+    plain = image(VirtualDisk(SIZE, pieces), out, 1, write)
     assert files(base, upper) == []
-    assert image(VirtualDisk(SIZE, pieces, [base, upper]), out, 3) == plain
+    assert image(VirtualDisk(SIZE, pieces, [base, upper]), out, 3, write) == plain
     there = files(base, upper)
     assert [path.parent.parent.name for path in there] == ["base", "upper"], "the others are of two layers, or of none"
     again = {path: path.stat().st_mtime_ns for path in there}
-    assert image(VirtualDisk(SIZE, pieces, [base, upper]), out, 2) == plain
+    assert image(VirtualDisk(SIZE, pieces, [base, upper]), out, 2, write) == plain
     assert {path: path.stat().st_mtime_ns for path in files(base, upper)} == again
 
 
