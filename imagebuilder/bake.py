@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -184,7 +185,6 @@ def _bake(
     if found := unchanged(folder, artifact_id):
         return found
 
-    fetcher.mend(materials, plan, lock, {job.name for job in jobs if store.get_quietly(job.id) is None})
     # 2. the root tree
     from imagebuilder.direct.engine import DirectEngine  # which an unchanged artifact does not have to wait for
 
@@ -197,7 +197,12 @@ def _bake(
     with (
         store.scratch(f"disk-{artifact_id}", progress.note) as work, begin(spec, work, runner, log) as early,
     ):  # fmt: skip
-        layers, tools = engine.build_all(jobs, lock.packages["tools"], early.start)
+        with ThreadPoolExecutor(1, thread_name_prefix="read") as beside:
+            missing = {job.name for job in jobs if store.get_quietly(job.id) is None}
+            damaged = beside.submit(fetcher.damaged, materials, missing)  # of what the layers above are made from
+            (base,) = engine.build(jobs[:1])
+        fetcher.mend(damaged.result(), plan, lock)
+        layers, tools = engine.build_upper(jobs[1:], base, lock.packages["tools"], early.start)
         store.sync()
         # 3. the disk and the artifact
         with new_file(folder) as new:

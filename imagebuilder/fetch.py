@@ -72,21 +72,27 @@ class Fetcher:
             images=tuple(self._image(image, plan, lock) for image in lock.images),
         )
 
-    def mend(self, materials: Materials, plan: BuildPlan, lock: Lock, layers: Collection[str]) -> None:
-        """Read all that is in the cache of what these layers are made from, and make anew what is damaged.
-
-        What came into the cache meanwhile was hashed on its way, and is not read again.
+    def mend(self, damaged: Sequence[Path], plan: BuildPlan, lock: Lock) -> None:
+        """Make anew what is damaged, in the same places.
 
         Raises:
             UnreachableError, UntrustedError, UnresolvableError, CommandError: as the sources raise them.
         """
-        if removed := self._damaged(materials, layers):
-            for line in removed:
-                self.progress.note(line)
-            self.materials(plan, lock)  # in the same places
+        from imagebuilder.sources import payload
 
-    def _damaged(self, materials: Materials, layers: Collection[str]) -> list[str]:
-        """Remove what is damaged; return a line for each."""
+        for path in damaged:
+            payload.discard(path)
+        if damaged:
+            self.materials(plan, lock)
+
+    def damaged(self, materials: Materials, layers: Collection[str]) -> list[Path]:
+        """Read all that is in the cache of what these layers are made from, and return what is damaged; it is said.
+
+        What came into the cache meanwhile was hashed on its way, and is not read again.
+
+        Raises:
+            CacheError: it is damaged, and the cache is read-only.
+        """
         from imagebuilder.sources import payload
         from imagebuilder.sources.archive import inspect_archive
 
@@ -96,15 +102,17 @@ class Fetcher:
             *((payload.verify, folder) for name, folder in materials.payloads.items() if LAYER_OF[name] in layers),
             *((inspect_archive, archive.path) for archive in archives),
         ]
-        removed = []
-        for check, path in ((check, path) for check, path in checks if path in self._before):
+        found = []
+        for check, path in checks:
+            if path not in self._before:
+                continue
             try:
                 check(path)
             except ImagebuilderError as error:
                 require_writable(self.cache, f"lose what is damaged ({error.message})")
-                payload.discard(path)
-                removed.append(f"{error.message}: it was removed, and is made again")
-        return removed
+                self.progress.note(f"{error.message}: it was removed, and is made again")
+                found.append(path)
+        return found
 
     def repository(
         self, packages: Sequence[LockedPackage], out: Path, stage: Stage, *, plan: BuildPlan, lock: Lock

@@ -62,29 +62,30 @@ class DirectEngine:
     make_repository: MakeRepository = field(repr=False)
     elsewhere: Sequence[Elsewhere] = ()
 
-    def build_all(
-        self, jobs: Sequence[LayerJob], tools: Sequence[LockedPackage], then: Callable[[Sequence[Layer]], None]
-    ) -> tuple[list[Layer], list[Layer]]:
+    def build_upper(
+        self, jobs: Sequence[LayerJob], base: Layer, tools: Sequence[LockedPackage],
+        then: Callable[[Sequence[Layer]], None],
+    ) -> tuple[list[Layer], list[Layer]]:  # fmt: skip
         """Return the layers of a stack and those of the tools tree, which is made beside all but the lowest of them.
 
         Args:
-            jobs: of the stack, the lowest layer first.
+            jobs: of the layers above the base.
+            base: the lowest layer.
             tools: packages of the tools tree.
             then: is told the tools tree as soon as it is there, while layers are still made.
 
         Raises:
             StepError, CommandError, HostError: as in :meth:`build`.
         """
-        base = self.build(jobs[:1])
 
         def beside() -> list[Layer]:
-            made = self.tools(base[0], tools)
+            made = self.tools(base, tools)
             then(made)
             return made
 
         with ThreadPoolExecutor(1, thread_name_prefix="tools") as pool:
             running = pool.submit(beside)
-            return self.build(jobs[1:], base), running.result()
+            return self.build(jobs, [base]), running.result()
 
     def build(self, jobs: Sequence[LayerJob], below: Sequence[Layer] = ()) -> list[Layer]:
         """Return the layers of a stack, the lowest first; those that the store has are not built.

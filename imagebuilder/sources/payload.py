@@ -27,6 +27,7 @@ from imagebuilder.content import (
     mark_used,
     require_writable,
     sha256_file,
+    sha256_files,
     write_atomic,
 )
 from imagebuilder.errors import CacheError, HostError
@@ -124,8 +125,9 @@ def verify(folder: Path) -> Payload:
         CacheError: it is not what its payload.json says.
     """
     payload = read(folder)
-    for program in payload.programs:
-        if sha256_file(folder / program.name) != program.sha256:
+    found = sha256_files([folder / program.name for program in payload.programs])
+    for program, digest in zip(payload.programs, found, strict=True):
+        if digest != program.sha256:
             raise CacheError(
                 f"{program.name} in the cache is not the one that was put there",
                 hint=f"rm -r {folder}",

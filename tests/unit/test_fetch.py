@@ -50,12 +50,12 @@ def test_programs_that_have_just_come_are_not_hashed_once_more(
     monkeypatch.setattr(payload, "verify", read.append)
     first, _ = fetcher(tmp_path)
     materials = first.materials(plan, lock)
-    first.mend(materials, plan, lock, {"kubernetes"})
+    assert first.damaged(materials, {"kubernetes"}) == []
     assert read == []
     later, _ = fetcher(tmp_path)
-    later.mend(later.materials(plan, lock), plan, lock, {"runtime"})
+    later.damaged(later.materials(plan, lock), {"runtime"})
     assert read == [], "of a layer that is there"
-    later.mend(later.materials(plan, lock), plan, lock, {"kubernetes"})
+    later.damaged(later.materials(plan, lock), {"kubernetes"})
     assert read == [materials.payloads["kubernetes"]]
 
 
@@ -64,7 +64,9 @@ def test_programs_that_a_bake_before_has_left_are_hashed(plan: BuildPlan, lock: 
     right = (folder / "kubelet").read_bytes()
     (folder / "kubelet").write_bytes(right[::-1])
     later, events = fetcher(tmp_path)
-    later.mend(later.materials(plan, lock), plan, lock, {"kubernetes"})
+    damaged = later.damaged(later.materials(plan, lock), {"kubernetes"})
+    assert damaged == [folder]
+    later.mend(damaged, plan, lock)
     assert (folder / "kubelet").read_bytes() == right
     assert [event.text.partition(":")[2] for event in events if event.kind == "note"] == [
         " it was removed, and is made again"
