@@ -201,7 +201,7 @@ def _bake(
             missing = {job.name for job in jobs if store.get_quietly(job.id) is None}
             damaged = beside.submit(fetcher.damaged, materials, missing)  # of what the layers above are made from
             (base,) = engine.build(jobs[:1])
-        fetcher.mend(damaged.result(), plan, lock)
+            fetcher.mend(damaged.result(), plan, lock)
         layers, tools = engine.build_upper(jobs[1:], base, lock.packages["tools"], early.start)
         store.sync()
         # 3. the disk and the artifact

@@ -53,7 +53,7 @@ class Repositories:
         with ThreadPoolExecutor(1, thread_name_prefix="apt") as beside:
             reading = beside.submit(self._own.prepare)
             yield
-        reading.result()
+            reading.result()  # in here: when a Ctrl-C ends the waiting, leaving the block waits on
 
     def add(self, name: str) -> None:
         """Ask one more repository of the profile, or the mirror that was named for it.

@@ -64,8 +64,8 @@ class Place:
     def is_clean(self) -> None:
         """Raise AssertionError when a bake that has cleaned up has left anything."""
         self.nothing_runs()
-        assert left_on_disk(self.cache) == []
-        assert left_on_disk(self.folder / "out") == []
+        left = [*left_on_disk(self.cache), *left_on_disk(self.folder / "out")]
+        assert left == [], left  # which pytest does not show of a helper
 
     def nothing_runs(self) -> None:
         """Raise AssertionError when a bake that may have been killed left what no later one can find."""
