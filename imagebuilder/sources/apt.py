@@ -391,7 +391,8 @@ def by_layer(
     solved: Mapping[str, tuple[LockedPackage, ...]], below: Mapping[str, str]
 ) -> dict[str, tuple[LockedPackage, ...]]:
     """Take from each set what the set below it already has: ``below`` maps a layer to the one that it stands on."""
+    there = {layer: frozenset(packages) for layer, packages in solved.items()}
     return {
-        layer: tuple(package for package in packages if package not in solved.get(below.get(layer, ""), ()))
+        layer: tuple(package for package in packages if package not in there.get(below.get(layer, ""), ()))
         for layer, packages in solved.items()
     }
