@@ -153,9 +153,13 @@ def _locked_aside(make: Callable[[], tuple[int, str]]) -> tuple[Path, int]:
     """Make something aside and lock it; a sweep that came in between has removed it: make another."""
     while True:
         descriptor, name = make()
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.path.lexists(name):
-            return Path(name), descriptor
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.path.lexists(name):
+                return Path(name), descriptor
+        except BaseException:  # a Ctrl-C: a lock that nobody drops would keep it from every sweep of ours
+            os.close(descriptor)
+            raise
         os.close(descriptor)
 
 

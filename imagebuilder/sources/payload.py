@@ -194,9 +194,13 @@ def _locked_folder(root: Path, wanted: str) -> tuple[Path, int]:
         aside = Path(tempfile.mkdtemp(prefix=f".{wanted[:12]}.", suffix=ASIDE, dir=root))
         with contextlib.suppress(FileNotFoundError):
             lock = os.open(aside, os.O_RDONLY | os.O_DIRECTORY)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if aside.is_dir():
-                return aside, lock
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if aside.is_dir():
+                    return aside, lock
+            except BaseException:  # see content: a lock that nobody drops would keep it from our own sweep
+                os.close(lock)
+                raise
             os.close(lock)
 
 

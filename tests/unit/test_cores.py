@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -81,6 +83,41 @@ def test_a_folder_that_is_not_there_can_be_written_where_it_would_be(
     with pytest.raises(CacheError, match="is read-only: it cannot take it"):
         require_writable(tmp_path / "a/b/c", "take it")
     assert asked == [tmp_path]
+
+
+def make_file(folder: Path) -> None:
+    with content.writing(folder / "image.tar"):
+        pass
+
+
+def make_folder(folder: Path) -> None:
+    with content.aside(folder / "image.tar"):
+        pass
+
+
+def make_payload(folder: Path) -> None:
+    with payload.filling(folder, "0" * 64, {}):
+        pass
+
+
+@pytest.mark.parametrize("make", [make_file, make_folder, make_payload])
+def test_what_a_ctrl_c_cuts_short_just_when_it_was_locked_can_be_swept(
+    make: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = fcntl.flock
+
+    def stopped(descriptor: int, kind: int) -> None:
+        lock(descriptor, kind)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as caught:
+        patch.setattr(fcntl, "flock", stopped)
+        make(tmp_path)
+    assert list(tmp_path.rglob("*.part"))
+    content.sweep_asides(tmp_path)
+    content.sweep_asides(tmp_path, "*/")
+    assert list(tmp_path.rglob("*.part")) == []
+    assert caught.value, "and all that it knows of, as while it is on its way"
 
 
 def test_a_damaged_payload_is_removed_and_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
