@@ -145,7 +145,14 @@ def aside(path: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
+        drop_aside(folder, lock)
+
+
+def drop_aside(folder: Path, lock: int) -> None:
+    """Remove a folder aside, and then drop its lock, also when a Ctrl-C cuts that short: a sweep may have the rest."""
+    try:
         shutil.rmtree(folder, ignore_errors=True)
+    finally:
         os.close(lock)
 
 

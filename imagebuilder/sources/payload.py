@@ -23,6 +23,7 @@ from imagebuilder.content import (
     ASIDE,
     boot_id,
     content_id,
+    drop_aside,
     fsync_directory,
     mark_used,
     require_writable,
@@ -156,8 +157,7 @@ def filling(cache_dir: Path, wanted: str, origin: Mapping[str, str]) -> Iterator
         yield work
         _commit(work, root / wanted, origin)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        os.close(lock)
+        drop_aside(aside, lock)
 
 
 def _commit(work: Filling, target: Path, origin: Mapping[str, str]) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 from memory_disk import MemoryDisk
@@ -100,18 +103,25 @@ def make_payload(folder: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("make", [make_file, make_folder, make_payload])
-def test_what_a_ctrl_c_cuts_short_just_when_it_was_locked_can_be_swept(
-    make: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("make", "module", "word"),
+    [
+        (make_file, fcntl, "flock"), (make_folder, fcntl, "flock"), (make_folder, shutil, "rmtree"),
+        (make_payload, fcntl, "flock"), (make_payload, shutil, "rmtree"),
+    ],
+)  # fmt: skip
+def test_what_a_ctrl_c_cuts_short_while_it_is_locked_can_be_swept(
+    make: Callable[[Path], None], module: ModuleType, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock = fcntl.flock
+    real = getattr(module, word)
 
-    def stopped(descriptor: int, kind: int) -> None:
-        lock(descriptor, kind)
+    def stopped(*args: Any, **options: Any) -> None:
+        if word == "flock":
+            real(*args, **options)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as caught:
-        patch.setattr(fcntl, "flock", stopped)
+        patch.setattr(module, word, stopped)
         make(tmp_path)
     assert list(tmp_path.rglob("*.part"))
     content.sweep_asides(tmp_path)
