@@ -100,10 +100,20 @@ class explained:  # noqa: N801 - used as a word: "with explained(mirror)"
         if not isinstance(error, CommandError):
             return
         said = "\n".join(line for line in error.context.splitlines() if not line.startswith("command: "))
-        for meaning, pattern, text, hint in MEANINGS:
-            if re.search(pattern, said):
-                hint = hint.replace("{clock}", clock())
-                raise meaning(f"{self.who} {text}", context=_relevant(said), hint=hint) from error
+        if found := _meaning(said, self.who):
+            raise found from error
+
+
+def meaning_of(said: str, who: str) -> ImagebuilderError:
+    """Return the error that apt's words stand for, for who finds the same without apt; ``who`` as in explained."""
+    return _meaning(said, explained(who).who) or CommandError(said)
+
+
+def _meaning(said: str, who: str) -> ImagebuilderError | None:
+    for meaning, pattern, text, hint in MEANINGS:
+        if re.search(pattern, said):
+            return meaning(f"{who} {text}", context=_relevant(said), hint=hint.replace("{clock}", clock()))
+    return None
 
 
 def clock() -> str:
