@@ -1,8 +1,9 @@
 """Asks a distribution's apt archive for exact packages, and fetches them.
 
-An *apt folder* is a root tree with nothing but apt's sources and signed indexes in it. mmdebstrap makes it, so the
-archive's address is mmdebstrap's own default unless a mirror is given; host configuration other than apt's proxy
-settings is left out. Signatures and hashes are checked by apt itself; every file's hash is checked again here.
+An *apt folder* is a root tree with nothing but apt's sources and signed indexes in it. Where no mirror is named,
+mmdebstrap makes it: the archive's address is its own default. Host configuration other than apt's proxy settings is
+left out. Signatures and hashes are checked by apt itself; every file's hash is checked again here. Whose apt it is does
+not matter (:mod:`imagebuilder.sources.asker`).
 """
 
 from __future__ import annotations
@@ -21,14 +22,19 @@ from imagebuilder.content import aside, content_id, fsync_directory, write_atomi
 from imagebuilder.errors import ToolMissingError, UnreachableError, UnresolvableError, UntrustedError
 from imagebuilder.events import Stage
 from imagebuilder.model import LockedPackage
-from imagebuilder.process import Runner, namespaces
+from imagebuilder.process import Runner
 from imagebuilder.sources.aptdates import goes_back, newest_date, release_dates, seconds_of
 from imagebuilder.sources.aptmessages import OTHER_MIRROR, OUT_OF_REACH, explained
+from imagebuilder.sources.asker import Asker, HostApt, contained
 from imagebuilder.sources.debs import check_package, present
 from imagebuilder.sources.download import Downloader
-from imagebuilder.userns import privileged
+from imagebuilder.sources.openpgp import keyring_of, require_key
 
-KEYRINGS = "etc/apt/keyrings"
+KEYRINGS, TRUSTED = "etc/apt/keyrings", "etc/apt/trusted.gpg.d"
+FOLDERS = (
+    TRUSTED, "etc/apt/apt.conf.d", "etc/apt/preferences.d", "etc/apt/sources.list.d", "var/lib/dpkg",
+    "var/lib/apt/lists/partial", "var/cache/apt/archives/partial",
+)  # fmt: skip
 UPDATED, CONFIG, SOLVED = "imagebuilder-updated", "imagebuilder-apt.conf", "imagebuilder-solved"  # our files in it
 PREPARED = "var/cache/apt/pkgcache.bin"  # apt's own cache of the indexes; good for the place where it was made
 NOT_COPIED = shutil.ignore_patterns("dev", f"*{CONFIG}*", SOLVED, "*pkgcache.bin*")  # also half-written ones
@@ -53,7 +59,7 @@ class Archive:
 
     Attributes:
         name: the name that ``--mirror`` knows it by.
-        keyring: path of the keyring on this host.
+        keyring: path of the keyring on this host, or the name of one that comes with us.
     """
 
     name: str
@@ -79,8 +85,9 @@ class ExtraRepository:
 class AptFolder:
     """An apt folder; see the module's docstring."""
 
-    def __init__(self, path: Path, archive: Archive, runner: Runner) -> None:
+    def __init__(self, path: Path, archive: Archive, runner: Runner, asker: Asker | None = None) -> None:
         self.path, self._archive, self._runner = path, archive, runner
+        self._asker = asker or HostApt(runner)
 
     def age(self) -> float:
         """Return the seconds since the indexes were fetched; infinite when they never were, or in the future."""
@@ -101,19 +108,18 @@ class AptFolder:
             UnreachableError: the mirror does not answer.
             UntrustedError: an index's signature or hash is wrong, or it is older than the one before.
             UnresolvableError: the mirror does not have this release.
-            ToolMissingError: mmdebstrap, or the archive's keyring, is not on this host.
+            ToolMissingError: the archive's keyring is not on this host, or no mirror is named and mmdebstrap is not.
         """
-        process.require("mmdebstrap", package="mmdebstrap")
-        archive = self._archive
-        if not Path(archive.keyring).is_file():
-            raise ToolMissingError(f"the keyring {archive.keyring} is not on this host", hint="imagebuilder doctor")
+        archive, keyring = self._archive, keyring_of(self._archive.keyring)
+        if not archive.mirror and not process.find("apt-get"):
+            raise no_mirror(archive)
         self._probe(downloader or Downloader())
         who = archive.mirror or f"the default mirror of {archive.suite}"
         with aside(self.path) as work:
             work.chmod(0o755)  # apt fetches as a user of its own
             fresh = work / "root"
             with explained(who):
-                self._bootstrap(fresh, work, log)
+                self._make(fresh, work, keyring, log)
             if goes_back(release_dates(self.path), release_dates(fresh), explained(who).who):
                 (self.path / UPDATED).touch()
                 return
@@ -121,23 +127,43 @@ class AptFolder:
             shutil.rmtree(self.path, ignore_errors=True)
             fresh.rename(self.path)
 
-    def _bootstrap(self, root: Path, work: Path, log: Path) -> None:
+    def _make(self, root: Path, work: Path, keyring: Path, log: Path) -> None:
+        (scratch := work / "tmp").mkdir()
+        scratch.chmod(0o1777)
+        settings = ["APT::Sandbox::User=_apt", "pkgCacheFile::Generate=false"]  # it is renamed: not read for nothing
+        if self._archive.mirror:
+            self._lay_out(root, keyring)
+        else:
+            self._bootstrap(root, work, keyring, log)
+            settings.append(f"Dir::Etc::trusted={keyring}")
+        argv = ["apt-get", "-q", *(word for setting in settings for word in ("-o", setting)), "update"]
+        self._at(root)._apt(argv, network=True, scratch=scratch, log=log, timeout=UPDATE_SECONDS)
+        (root / CONFIG).unlink()  # it names the folder
+
+    def _lay_out(self, root: Path, keyring: Path) -> None:
+        archive, keys = self._archive, keyring.read_bytes()
+        for name in FOLDERS:
+            (root / name).mkdir(parents=True)
+        (root / TRUSTED / f"archive.{'asc' if keys.startswith(b'-') else 'gpg'}").write_bytes(keys)
+        (root / "var/lib/dpkg/status").touch()
+        line = " ".join(["deb", archive.mirror, archive.suite, *archive.components])
+        (root / "etc/apt/sources.list").write_text(f"{line}\n")
+
+    def _at(self, path: Path) -> AptFolder:
+        return AptFolder(path, self._archive, self._runner, self._asker)
+
+    def _bootstrap(self, root: Path, work: Path, keyring: Path, log: Path) -> None:
+        process.require("mmdebstrap", package="mmdebstrap")
         archive = self._archive
         argv = [
-            *_contained(), "mmdebstrap", "--variant=custom", "--mode=root", "--format=directory",
+            *contained(), "mmdebstrap", "--variant=custom", "--mode=root", "--format=directory",
             "--skip=update,cleanup/apt,check/empty", f"--architectures={archive.arch}",
-            f"--components={','.join(archive.components)}", f"--keyring={archive.keyring}",
+            f"--components={','.join(archive.components)}", f"--keyring={keyring}",
             *(f"--aptopt={line}" for line in self._network_settings()),
-            archive.suite, str(root), *([archive.mirror] if archive.mirror else []),
+            archive.suite, str(root),
         ]  # fmt: skip
         # TMPDIR: what a killed mmdebstrap leaves in there is swept with the rest.
         self._runner.run(argv, env={"TMPDIR": str(work)}, log=log, timeout=UPDATE_SECONDS)
-        # Not by mmdebstrap: its apt would read all indexes at the end, for a folder that is then renamed.
-        fresh = AptFolder(root, archive, self._runner)
-        settings = [f"Dir::Etc::trusted={archive.keyring}", "APT::Sandbox::User=_apt", "pkgCacheFile::Generate=false"]
-        options = [word for setting in settings for word in ("-o", setting)]
-        fresh._apt([*_contained(), "apt-get", "-q", *options, "update"], log=log, timeout=UPDATE_SECONDS)
-        (root / CONFIG).unlink()  # it names the folder
 
     def _probe(self, downloader: Downloader) -> None:
         """Give up within seconds when a mirror is silent; a proxy of apt's own may reach what we cannot."""
@@ -157,10 +183,10 @@ class AptFolder:
         """
         key = downloader.get_bytes(repository.key_url, max_size=KEY_LIMIT).body
         name = f"{self.path.name}-{repository.name}-{content_id([repository.uri, repository.suite])[:12]}"
-        copy = AptFolder(self.path.with_name(name), self._archive, self._runner)
+        copy = self._at(self.path.with_name(name))
         with aside(copy.path) as work:
             work.chmod(0o755)
-            fresh = AptFolder(work / "root", self._archive, self._runner)
+            fresh = self._at(work / "root")
             shutil.copytree(self.path, fresh.path, symlinks=True, ignore=NOT_COPIED)
             fresh._add(repository, key, log)
             goes_back(release_dates(copy.path), release_dates(fresh.path), repository.uri)
@@ -171,16 +197,15 @@ class AptFolder:
         return copy
 
     def _add(self, repository: ExtraRepository, key: bytes, log: Path) -> None:
-        keyring = self.path / KEYRINGS / f"{repository.name}.asc"
-        write_atomic(keyring, key)
-        self._check_key(keyring, repository)
+        require_key(key, repository.fingerprint, url=repository.key_url, name=repository.name)
+        write_atomic(self.path / KEYRINGS / f"{repository.name}.asc", key)
         listed = self._list(repository)
         only = [
             "-o", f"Dir::Etc::sourcelist={listed.resolve()}", "-o", "Dir::Etc::sourceparts=-",
             "-o", "APT::Get::List-Cleanup=0", "-o", "APT::Update::Error-Mode=any",
         ]  # fmt: skip
         with explained(repository.uri):
-            self._apt([*_contained(), "apt-get", *only, "update"], log=log)
+            self._apt(["apt-get", *only, "update"], network=True, scratch=self.path.parent, log=log)
 
     def _list(self, repository: ExtraRepository) -> Path:
         """Write the line of an extra repository, which has the path of its key, and return the file."""
@@ -263,13 +288,13 @@ class AptFolder:
 
         wanted = [f"{package.name}:{package.arch}={package.version}" for package in missing]
         wanted = [name.replace(":all=", "=") for name in wanted]
-        argv = [*_contained(), "apt-get", "-q", "download", *wanted]
+        argv = ["apt-get", "-q", "download", *wanted]
         seconds = CRAWL_SECONDS + sum(package.size for package in missing) / SLOWEST
         try:
             with aside(store / "incoming") as work:
                 work.chmod(0o755)
                 with explained(f"the archive of {self._archive.suite}"):
-                    self._apt(argv, cwd=work, log=log, on_line=count, timeout=seconds)
+                    self._apt(argv, network=True, cwd=work, scratch=work, log=log, on_line=count, timeout=seconds)
                 for package in missing:
                     check_package(work / package.filename, package)
                     (work / package.filename).rename(store / package.filename)
@@ -315,7 +340,9 @@ class AptFolder:
                 raise process.command_error(replace(result, tail=(*result.stdout.splitlines(), *result.tail)))
         return result.stdout
 
-    def _apt(self, argv: Sequence[str], *, timeout: float = 1800, **options: object) -> process.Result:
+    def _apt(
+        self, argv: Sequence[str], *, timeout: float = 1800, scratch: Path | None = None, **options: object
+    ) -> process.Result:  # fmt: skip
         config = self.path / CONFIG
         if not config.exists():
             root = self.path.resolve()
@@ -326,29 +353,17 @@ class AptFolder:
                 *self._network_settings(),
             ]  # fmt: skip
             write_atomic(config, "".join(f"{line};\n" for line in settings))
-        env = {"APT_CONFIG": str(config.resolve())}
-        return self._runner.run(argv, env=env, timeout=timeout, **options)  # type: ignore[arg-type]
-
-    def _check_key(self, keyring: Path, repository: ExtraRepository) -> None:
-        process.require("gpg", package="gpg")
-        argv: list[str | Path] = [
-            "gpg", "--batch", "--no-options", "--homedir", keyring.parent, "--show-keys", "--with-colons", keyring,
-        ]  # fmt: skip
-        found = self._runner.run(argv, capture=True, check=False).stdout
-        fingerprints = re.findall(r"^fpr:{9}([0-9A-F]{40}):", found, re.MULTILINE)
-        primary = fingerprints[:1]
-        if primary != [repository.fingerprint] or found.count("pub:") != 1:
-            keyring.unlink()
-            raise UntrustedError(
-                f"the key at {repository.key_url} is not the one that {repository.name} must have",
-                context=f"expected {repository.fingerprint}\nfound    {', '.join(fingerprints) or 'no key'}",
-                hint=f"name a mirror with its own key: [mirror.{repository.name}] in imagebuilder.toml",
-            )
+        # TMPDIR: what a killed apt leaves in there is swept with the rest.
+        env = {"APT_CONFIG": str(config.resolve()), **({"TMPDIR": str(scratch)} if scratch else {})}
+        return self._asker.run(argv, self._archive, env=env, timeout=timeout, **options)  # type: ignore[arg-type]
 
 
-def _contained() -> list[str]:
-    """Return what ends apt's own children with it, also when we are killed; an ordinary user has no such thing."""
-    return namespaces(network=True) if privileged() else []
+def no_mirror(archive: Archive) -> ToolMissingError:
+    """Return the error of a host that has no apt, where no mirror is named either."""
+    return ToolMissingError(
+        f"apt is not on this host, and no mirror of {archive.name} is named",
+        hint=f"name one: --mirror {archive.name}=URL; apt itself is taken from there, too",
+    )
 
 
 def folder_key(archive: Archive) -> str:

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imagebuilder.content import sha256_bytes
-from imagebuilder.errors import ToolMissingError, UnresolvableError, UntrustedError
+from imagebuilder.errors import UnresolvableError, UntrustedError
 from imagebuilder.events import Stage
 from imagebuilder.model import LockedPackage
 from imagebuilder.sources import openpgp
 from imagebuilder.sources.addresses import safe_url
-from imagebuilder.sources.apt import PACKAGE_LIMIT, Archive, file_name
+from imagebuilder.sources.apt import PACKAGE_LIMIT, Archive, file_name, no_mirror
 from imagebuilder.sources.aptdates import goes_back, seconds_of
 from imagebuilder.sources.aptmessages import OTHER_MIRROR, meaning_of
 from imagebuilder.sources.debs import check_package
@@ -78,10 +78,7 @@ def ask(archive: Archive, downloader: Downloader, before: str = "") -> Seed | No
         UnreachableError, UnresolvableError: the mirror does not answer, or does not have a file.
     """
     if not archive.mirror:
-        raise ToolMissingError(
-            f"apt is not on this host, and no mirror of {archive.name} is named",
-            hint=f"name one: --mirror {archive.name}=URL; it brings apt along",
-        )
+        raise no_mirror(archive)
     release = _release(archive, downloader)
     date = _field(release, "Date")
     if before and goes_back({"InRelease": before}, {"InRelease": date}, _who(archive)):

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from imagebuilder import resources
-from imagebuilder.errors import ToolMissingError
+from imagebuilder.errors import ToolMissingError, UntrustedError
 
 KEYRINGS = "keyrings"  # below os_profiles: what distributions sign with, for hosts of another family
 
@@ -31,6 +31,27 @@ def fingerprints(keys: bytes) -> list[str]:
         return [key.fingerprint.upper() for key in pysequoia.Cert.split_bytes(keys)]
     except (RuntimeError, ValueError):
         return []
+
+
+def require_key(keys: bytes, fingerprint: str, *, url: str, name: str) -> None:
+    """Refuse a file of keys that is not just the one key that a repository must have.
+
+    Args:
+        keys: the file.
+        fingerprint: of the key, in upper case.
+        url: where the file is from.
+        name: of the repository.
+
+    Raises:
+        UntrustedError: it is not.
+    """
+    found = fingerprints(keys)
+    if found != [fingerprint]:
+        raise UntrustedError(
+            f"the key at {url} is not the one that {name} must have",
+            context=f"expected {fingerprint}\nfound    {', '.join(found) or 'no key'}",
+            hint=f"name a mirror with its own key: [mirror.{name}] in imagebuilder.toml",
+        )
 
 
 def verified(message: bytes, keyring: bytes) -> bytes | None:
