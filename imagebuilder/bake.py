@@ -25,6 +25,7 @@ from imagebuilder.content import (
     sweep_asides,
     write_atomic,
 )  # fmt: skip
+from imagebuilder.direct.apttree import asker_for
 from imagebuilder.direct.disk import VERSION, DiskSpec, begin, write_disk
 from imagebuilder.direct.elsewhere import Elsewhere, Sharing, places
 from imagebuilder.direct.fulldisk import full_disk_named
@@ -168,11 +169,15 @@ def _bake(
 ) -> BakeResult:  # fmt: skip
     # 1. what exactly
     cache = options.cache.absolute()
+    asker = asker_for(plan, cache=cache, runner=runner, progress=progress)
     resolver = Resolver(
-        cache=cache, runner=runner, progress=progress, log=log, refresh=options.refresh, offline=options.offline
-    )
+        cache=cache, runner=runner, progress=progress, log=log, asker=asker, refresh=options.refresh,
+        offline=options.offline,
+    )  # fmt: skip
     lock = resolver.resolve(plan) if options.locked is None else _locked(options.locked, plan, resolver)
-    fetcher = Fetcher(cache=cache, runner=runner, progress=progress, log=log, offline=options.offline)
+    fetcher = Fetcher(
+        cache=cache, runner=runner, progress=progress, log=log, asker=asker, offline=options.offline
+    )  # fmt: skip
     if options.locked is not None and not options.offline:
         fetcher.all_packages(plan, lock)
     materials = fetcher.materials(plan, lock)

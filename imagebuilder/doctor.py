@@ -18,15 +18,15 @@ from imagebuilder.direct.sandbox import USER_MARKS
 from imagebuilder.errors import ImagebuilderError, ToolMissingError
 from imagebuilder.process import Runner
 from imagebuilder.profiles import load_profile, profile_names
+from imagebuilder.sources import openpgp
 from imagebuilder.sources.components import go_line
 from imagebuilder.targets import target_names
 from imagebuilder.vm.accel import QEMU, QEMU_PACKAGE, Accelerator, accelerator
 from imagebuilder.vm.machine import Firmware, find_firmware
 
-Area = Literal["bake", "repositories", "modules", "sharing", "boot"]
+Area = Literal["bake", "modules", "sharing", "boot"]
 AREAS: dict[Area, str] = {
     "bake": "baking with the direct engine",
-    "repositories": "packages from repositories outside the distribution",
     "modules": "building programs from Go modules",
     "sharing": "sharing layers on S3",
     "boot": "booting images under QEMU",
@@ -138,8 +138,15 @@ def _keyrings(host: Host) -> Answer:
     target = target_names()[0]
     profiles = [load_profile(name, release="", arch="amd64", target=target) for name in profile_names()]
     paths = dict.fromkeys(profile.bootstrap.keyring for profile in profiles if profile.bootstrap)
-    lost = [path for path in paths if not Path(path).is_file()]
-    return Answer(good=not lost, text=f"there is no {', '.join(lost)}" if lost else ", ".join(paths))
+    return Answer(good=True, text=", ".join(str(openpgp.keyring_of(path)) for path in paths))
+
+
+def _apt(host: Host) -> Answer:
+    """Look for what asks an archive. A host without it gets apt from a mirror that is named."""
+    found = {name: host.find(name) for name in ("apt-get", "mmdebstrap")}
+    lost = [name for name, path in found.items() if path is None]
+    text = f"not installed: {', '.join(lost)}; name a mirror (--mirror debian=URL): that brings what is needed"
+    return Answer(good=not lost, text=text if lost else ", ".join(str(path) for path in found.values()))
 
 
 def _existing(path: Path) -> Path:
@@ -213,9 +220,7 @@ def _tool(area: Area, name: str, package: str) -> Check:
 
 CHECKS: tuple[Check, ...] = (
     Check(area="bake", name="root, or user namespaces", probe=_root, hint="sudo imagebuilder bake ..."),
-    _tool("bake", "mmdebstrap", "mmdebstrap"),
-    _tool("bake", "dpkg-deb", "dpkg"),
-    _tool("bake", "apt-get", "apt"),
+    Check(area="bake", name="apt, and mmdebstrap", probe=_apt, needed=False, package="apt mmdebstrap"),
     _tool("bake", "unshare", "util-linux"),
     _tool("bake", "setpriv", "util-linux"),
     _tool("bake", "mount", "mount"),
@@ -232,7 +237,6 @@ CHECKS: tuple[Check, ...] = (
         area="bake", name="room for the image", probe=lambda host: _free(host, host.output, OUTPUT_GIB), needed=False,
         hint="imagebuilder bake --output DIR",
     ),
-    _tool("repositories", "gpg", "gpg"),
     Check(area="modules", name="go", probe=_go, hint="install Go from https://go.dev/dl/"),
     Check(area="sharing", name="boto3", probe=_boto3, needed=False, hint=S3_INSTALL),
     _tool("boot", QEMU, QEMU_PACKAGE),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from imagebuilder import resources
 from imagebuilder.content import aside, content_id, locked, mark_used, require_writable, sha256_file
-from imagebuilder.errors import ImagebuilderError, UnreachableError, UnresolvableError, UntrustedError
+from imagebuilder.errors import ArtifactError, ImagebuilderError, UnreachableError, UnresolvableError, UntrustedError
 from imagebuilder.events import Progress, Stage
 from imagebuilder.images import Compose
 from imagebuilder.model import LockedPackage, plain
@@ -19,6 +19,7 @@ from imagebuilder.process import Runner
 from imagebuilder.repositories import archive_of
 from imagebuilder.resolve import LAYER_OF, Lock, LockedImage, Taken, recipe_of
 from imagebuilder.sources import apt, gomodules
+from imagebuilder.sources.asker import Asker
 from imagebuilder.sources.debs import check_package, present
 from imagebuilder.sources.download import Downloader
 
@@ -45,13 +46,14 @@ class Materials:
 
 @dataclass(kw_only=True)
 class Fetcher:
-    """Brings things into ``cache``; with ``offline`` it takes only what is there."""
+    """Brings things into ``cache``; with ``offline`` it takes only what is there. ``asker`` is as of a resolver."""
 
     cache: Path
     runner: Runner
     progress: Progress
     log: Path
     downloader: Downloader = field(default_factory=Downloader)
+    asker: Asker | None = None
     offline: bool = False
     _before: frozenset[Path] = frozenset()  # programs and images that others have left in the cache
 
@@ -144,7 +146,7 @@ class Fetcher:
                 f"--offline: {len(missing)} packages are not in the cache",
                 context="\n".join(missing[:10]), hint="run it once without --offline",
             )  # fmt: skip
-        folder = apt.AptFolder(self.cache / "apt" / lock.apt_folder, archive_of(plan), self.runner)
+        folder = apt.AptFolder(self.cache / "apt" / lock.apt_folder, archive_of(plan), self.runner, self.asker)
         if all(present(store / package.filename, package.size) for package in packages):
             return store
         require_writable(self.cache, "take packages")
@@ -214,6 +216,7 @@ class Fetcher:
         self, image: LockedImage, recipe: Compose, packages: Sequence[LockedPackage], plan: BuildPlan, lock: Lock,
         out: Path, stage: Stage,
     ) -> None:  # fmt: skip
+        from imagebuilder.sources.debfile import extract
         from imagebuilder.sources.oci import ComposeSpec, compose
 
         store = self.packages(packages, plan, lock, stage)
@@ -223,9 +226,15 @@ class Fetcher:
         )  # fmt: skip
         with aside(out) as scratch:
             tree = scratch / "tree"
-            for package in packages:
-                check_package(store / package.filename, package)
-                self.runner.run(["dpkg-deb", "--extract", store / package.filename, tree], log=self.log)
+            paths = [store / package.filename for package in packages]
+            for path, package in zip(paths, packages, strict=True):
+                check_package(path, package)
+            try:
+                extract(paths, tree, scratch / "data.tar", self.runner)
+            except ArtifactError:  # what we will not read, dpkg may
+                shutil.rmtree(tree, ignore_errors=True)
+                for path in paths:
+                    self.runner.run(["dpkg-deb", "--extract", path, tree], log=self.log)
             files = [(item.target, _inside(tree, item.source), int(item.mode, 8)) for item in recipe.files]
             for number, text in enumerate(recipe.texts):
                 path = scratch / str(number)

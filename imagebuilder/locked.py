@@ -178,8 +178,9 @@ class _Taking:
     def __init__(self, lock: LockFile, plan: BuildPlan, resolver: Resolver, stage: Stage) -> None:
         self._lock, self._plan, self._with, self._stage = lock, plan, resolver, stage
         self._repositories = Repositories(
-            plan, cache=resolver.cache, runner=resolver.runner, downloader=resolver.downloader, log=resolver.log
-        )
+            plan, cache=resolver.cache, runner=resolver.runner, downloader=resolver.downloader, log=resolver.log,
+            asker=resolver.asker,
+        )  # fmt: skip
 
     def take(self) -> Lock:
         plan = self._plan

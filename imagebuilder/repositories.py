@@ -11,6 +11,7 @@ from imagebuilder.errors import UsageError
 from imagebuilder.plan import BuildPlan
 from imagebuilder.process import Runner
 from imagebuilder.sources import apt
+from imagebuilder.sources.asker import Asker
 from imagebuilder.sources.download import Downloader
 
 
@@ -30,10 +31,13 @@ class Repositories:
         folder: the apt folder with all that were added.
     """
 
-    def __init__(self, plan: BuildPlan, *, cache: Path, runner: Runner, downloader: Downloader, log: Path) -> None:
+    def __init__(
+        self, plan: BuildPlan, *, cache: Path, runner: Runner, downloader: Downloader, log: Path,
+        asker: Asker | None = None,
+    ) -> None:  # fmt: skip
         self._plan, self._downloader, self._log = plan, downloader, log
         archive = archive_of(plan)
-        self._own = apt.AptFolder(cache / "apt" / apt.folder_key(archive), archive, runner)
+        self._own = apt.AptFolder(cache / "apt" / apt.folder_key(archive), archive, runner, asker)
         self._added: set[str] = set()
         self.folder = self._own
 

@@ -26,6 +26,7 @@ from imagebuilder.process import Runner
 from imagebuilder.recipe_env import REPOSITORY_OF
 from imagebuilder.repositories import Repositories
 from imagebuilder.sources import apt, gomodules
+from imagebuilder.sources.asker import Asker
 from imagebuilder.sources.download import Downloader
 from imagebuilder.sources.references import parse as parse_reference
 
@@ -104,6 +105,7 @@ class Resolver:
     Attributes:
         cache: the cache folder.
         log: file for the output of programs.
+        asker: runs apt's programs; None is this host's own.
         refresh: ask again, whatever was found before.
         offline: take only what was found before, however old.
     """
@@ -113,6 +115,7 @@ class Resolver:
     progress: Progress
     log: Path
     downloader: Downloader = field(default_factory=Downloader)
+    asker: Asker | None = None
     refresh: bool = False
     offline: bool = False
 
@@ -237,8 +240,9 @@ class _Asking:
         self._with, self._plan, self._stage = resolver, plan, stage
         self._notes: list[str] = []
         self._repositories = Repositories(
-            plan, cache=resolver.cache, runner=resolver.runner, downloader=resolver.downloader, log=resolver.log
-        )
+            plan, cache=resolver.cache, runner=resolver.runner, downloader=resolver.downloader, log=resolver.log,
+            asker=resolver.asker,
+        )  # fmt: skip
 
     @property
     def _folder(self) -> apt.AptFolder:
@@ -257,15 +261,9 @@ class _Asking:
         if containerd := found.get("containerd", found.get("containerd.io", "")):  # the plan knew the profile's only
             load_compat().check(taken["kubernetes"].version, containerd)
         return Lock(
-            epoch=epoch,
-            apt_sources=self._folder.default_sources(),
-            apt_folder=self._folder.path.name,
-            taken=taken,
-            packages=packages,
-            pause=pause,
-            images=locked,
-            notes=tuple(self._notes),
-        )
+            epoch=epoch, apt_sources=self._folder.default_sources(), apt_folder=self._folder.path.name, taken=taken,
+            packages=packages, pause=pause, images=locked, notes=tuple(self._notes),
+        )  # fmt: skip
 
     def _note(self, text: str) -> None:
         self._notes.append(text)

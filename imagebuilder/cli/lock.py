@@ -39,6 +39,7 @@ def command(
     from imagebuilder.cells import plan_request
     from imagebuilder.cli.monitors import choose_monitor
     from imagebuilder.content import require_writable, write_atomic
+    from imagebuilder.direct.apttree import asker_for
     from imagebuilder.errors import HostError, UsageError
     from imagebuilder.events import Progress
     from imagebuilder.locked import make_lock
@@ -52,9 +53,11 @@ def command(
     plan = plan_request(request)
     enter()
     require_writable(settings.cache, "take what the mirrors say")
+    runner, progress = RealRunner(), Progress(choose_monitor(as_json))
     resolver = Resolver(
-        cache=settings.cache, runner=RealRunner(), progress=Progress(choose_monitor(as_json)),
+        cache=settings.cache, runner=runner, progress=progress,
         log=new_log(settings.cache / "logs", f"lock-{plan.id}"), refresh=refresh, offline=offline,
+        asker=asker_for(plan, cache=settings.cache.absolute(), runner=runner, progress=progress),
     )  # fmt: skip
     lock = make_lock(plan, resolver)
     try:

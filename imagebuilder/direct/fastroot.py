@@ -89,7 +89,7 @@ def fast_root(
     with removed_afterwards(work):
         try:
             cache = DebCache(unpacked, work, runner)
-            opened = _open(packages, cache, repository, stage)
+            opened = open_packages(packages, cache, repository, stage)
             order = dpkgdb.in_order([item.package for item in opened])
             places = {package.key: place for place, package in enumerate(order)}
             opened.sort(key=lambda item: places[item.package.key])
@@ -102,8 +102,20 @@ def fast_root(
             raise ArtifactError(message, hint=ANOTHER_WAY) from error
 
 
-def _open(packages: Sequence[LockedPackage], cache: DebCache, repository: Path, stage: Stage) -> list[Opened]:
-    """Decompress what is not in the cache, the largest first, and read what is in every package."""
+def open_packages(
+    packages: Sequence[LockedPackage], cache: DebCache, repository: Path, stage: Stage
+) -> list[Opened]:  # fmt: skip
+    """Decompress what is not in the cache, the largest first, and read what is in every package.
+
+    Args:
+        packages: whose hashes are right.
+        cache: for decompressed archives.
+        repository: a folder that holds their files.
+        stage: gets the progress.
+
+    Raises:
+        ArtifactError: a package is not fit to be unpacked, or not the one that its file's name says.
+    """
     largest = sorted(packages, key=lambda package: -package.size)
 
     def read(package: LockedPackage) -> tuple[LockedPackage, Unpacked]:
@@ -153,9 +165,9 @@ def _put(path: Path, data: bytes | str, mode: int = 0o644) -> None:
 
 def _write_database(opened: Sequence[Opened], plan: RootPlan, root: Path) -> None:
     """Write what dpkg would have written when it unpacked these packages in this order."""
-    folder = _inside(root, DPKG)
+    folder = folder_inside(root, DPKG)
     for name in DPKG_FOLDERS:
-        _inside(folder, name)
+        folder_inside(folder, name)
     conffiles: dict[str, str] = {}
     for item, lost in zip(opened, plan.lost, strict=True):
         package = item.package
@@ -189,7 +201,7 @@ def _sums(item: Opened, wanted: Collection[bytes] | None) -> dict[bytes, str]:
         }
 
 
-def _inside(root: Path, path: str) -> Path:
+def folder_inside(root: Path, path: str) -> Path:
     """Return a folder of the tree that is made where it is not there, no link on the way to it.
 
     Raises:
@@ -255,7 +267,7 @@ def _configure(
 ) -> None:  # fmt: skip
     packages = list(order)
     for name in ("dev", "proc", "run", "sys", "tmp"):
-        _inside(root, name)
+        folder_inside(root, name)
     mounts: list[Mount] = [
         Tmpfs(target="/run"),
         Bind(source=SCRIPT, target=f"{INSIDE}/fastroot.sh"),

@@ -13,6 +13,7 @@ from imagebuilder import process, userns
 from imagebuilder.process import namespaces
 
 INSIDE = "/run/imagebuilder"  # where a sandbox sees what it is given; a tmpfs, so nothing of it stays in the layer
+NAMES = (Path("/etc/resolv.conf"), Path("/etc/hosts"))  # where a host's names are found: resolver(5), hosts(5)
 SCRIPT = Path(__file__).with_name("sandbox.sh")
 USER_MARKS = "userxattr"  # the option with which overlayfs keeps its own marks where root may not set trusted.*
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"  # of every distribution's own packages; nothing of the host's
@@ -68,14 +69,29 @@ def _escaped(path: Path) -> str:
 
 
 def command(
-    root: Path, mounts: Sequence[Mount], argv: Sequence[str], env: Mapping[str, str] | None = None
+    root: Path,
+    mounts: Sequence[Mount],
+    argv: Sequence[str],
+    env: Mapping[str, str] | None = None,
+    *,
+    network: bool = False,
 ) -> list[str]:
-    """Return the command that runs ``argv`` in ``root`` with ``mounts``, a clean environment and no network."""
-    words = [word for mount in mounts for word in mount.words()]
+    """Return the command that runs ``argv`` in ``root`` with ``mounts`` and a clean environment.
+
+    Args:
+        root: the tree, or an empty folder for mounts to make one.
+        mounts: in this order.
+        argv: the command.
+        env: variables beside the fixed ones.
+        network: it has the host's network and its names; otherwise there is none.
+    """
+    if network:
+        mounts = [*mounts, *(Bind(source=path, target=str(path)) for path in NAMES if path.is_file())]
+    words = [*(["network"] if network else []), *(word for mount in mounts for word in mount.words())]
     settings = {"PATH": PATH, "HOME": "/root", "LC_ALL": "C.UTF-8", "TZ": "UTC"} | dict(env or {})
     pairs = [f"{name}={value}" for name, value in sorted(settings.items())]
     return [
-        *namespaces(),
+        *namespaces(network=network),
         "/bin/sh",
         str(SCRIPT),
         str(root),

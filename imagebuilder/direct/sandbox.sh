@@ -1,11 +1,14 @@
 #!/bin/sh
 # Runs a command in a root tree, inside mount, pid, uts, ipc and network namespaces that end with it.
 # usage: sandbox.sh ROOT OVERLAY_OPTION [overlay TARGET LOWER UPPER WORK | overlay-ro TARGET LOWER | bind SOURCE TARGET
-#                         | robind SOURCE TARGET | tmpfs TARGET]... -- COMMAND...
+#                         | robind SOURCE TARGET | tmpfs TARGET | network]... -- COMMAND...
+# network says that the network is the host's: then a user namespace may not mount what shows it, /sys.
 # TARGET is inside ROOT. Started by sandbox.py under unshare; nothing is mounted outside of the namespace.
 set -eu
 root=$1
 option=${2:+,$2}
+sys=yes
+tmp=yes
 shift 2
 
 # A target inside the tree must not lead out of it through a link: looked at before anything is made there.
@@ -55,7 +58,12 @@ while [ "$1" != -- ]; do
             inside "$2"
             mkdir -p "$target"
             mount -t tmpfs -o mode=0755 tmpfs "$target"
+            [ "$2" != /tmp ] || tmp="" # what was mounted in there since then is to be seen
             shift 2
+            ;;
+        network)
+            sys=""
+            shift
             ;;
         *)
             echo "unknown mount: $1" >&2
@@ -67,7 +75,7 @@ shift
 
 for target in /proc /sys /dev /tmp; do inside "$target"; done
 mount -t proc -o nosuid,nodev,noexec proc "$root/proc"
-mount -t sysfs -o ro,nosuid,nodev,noexec sysfs "$root/sys"
+[ -z "$sys" ] || mount -t sysfs -o ro,nosuid,nodev,noexec sysfs "$root/sys"
 mount -t tmpfs -o mode=0755,size=1m,nosuid dev "$root/dev"
 for node in null zero full random urandom tty; do
     : > "$root/dev/$node"
@@ -78,7 +86,7 @@ ln -s /proc/self/fd "$root/dev/fd"
 ln -s /proc/self/fd/0 "$root/dev/stdin"
 ln -s /proc/self/fd/1 "$root/dev/stdout"
 ln -s /proc/self/fd/2 "$root/dev/stderr"
-mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
+[ -z "$tmp" ] || mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
 
 hostname localhost
 exec chroot "$root" "$@"

@@ -111,7 +111,7 @@ class AptFolder:
             ToolMissingError: the archive's keyring is not on this host, or no mirror is named and mmdebstrap is not.
         """
         archive, keyring = self._archive, keyring_of(self._archive.keyring)
-        if not archive.mirror and not process.find("apt-get"):
+        if not archive.mirror and not self._asker.knows_default:
             raise no_mirror(archive)
         self._probe(downloader or Downloader())
         who = archive.mirror or f"the default mirror of {archive.suite}"

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 
 class Asker(Protocol):
-    """Runs ``apt-get`` and ``apt-cache``. Whose they are does not matter: folder, options and answers are the same."""
+    """Runs ``apt-get`` and ``apt-cache``. Whose they are does not matter: folder, options and answers are the same.
+
+    Attributes:
+        knows_default: with it comes mmdebstrap, which knows where an archive is of which no mirror is named.
+    """
+
+    knows_default: bool
 
     def run(
         self,
@@ -48,6 +54,8 @@ class Asker(Protocol):
 
 class HostApt:
     """This host's own apt."""
+
+    knows_default = True
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner

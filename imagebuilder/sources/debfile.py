@@ -7,16 +7,17 @@ latter compressed with xz, gzip or zstd, or not at all. Members whose names begi
 from __future__ import annotations
 
 import lzma
+import mmap
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
 from imagebuilder.content import CHUNK
 from imagebuilder.errors import ArtifactError, CommandError
 from imagebuilder.process import Runner
-from imagebuilder.sources.debtar import Kind, members
+from imagebuilder.sources.debtar import Data, Kind, Member, members
 
 MAGIC = b"!<arch>\n"
 HEADER = 60  # bytes
@@ -147,6 +148,61 @@ def control_text(path: Path, scratch: Path, runner: Runner) -> str:
         if member.path == b"control" and member.kind is Kind.FILE:
             return data[member.offset : member.offset + member.size].decode("utf-8", "replace")
     raise _bad("it has no control file")
+
+
+def extract(paths: Sequence[Path], tree: Path, scratch: Path, runner: Runner) -> None:
+    """Unpack packages into one new folder, for somebody to take files from: owners, modes and times are not kept.
+
+    Links are made when all files are written, in folders that are none: nothing is ever written through one.
+
+    Args:
+        paths: the package files.
+        tree: the folder, which is not there yet.
+        scratch: a file's name to use on the way.
+        runner: runs zstd, where a package needs it.
+
+    Raises:
+        ArtifactError, CommandError: as in :func:`unpack`; or two things are in one place.
+    """
+    tree.mkdir(parents=True)
+    links: list[Member] = []
+    try:
+        for path in paths:
+            with path.open("rb") as stream, scratch.open("w+b") as out:
+                unpack(path, parts(stream)["data"], out, runner)
+                out.flush()
+                with mmap.mmap(out.fileno(), 0, prot=mmap.PROT_READ) as data:
+                    links += _write(data, tree)
+        for link in links:
+            place = _place(tree, link.path)
+            if place.parent.resolve() != tree.resolve() / place.parent.relative_to(tree):
+                raise _bad("a link lies behind another one")
+            if link.kind is Kind.SYMLINK:
+                place.symlink_to(os.fsdecode(link.target))
+            else:
+                os.link(_place(tree, link.target), place, follow_symlinks=False)
+    except (OSError, ValueError) as error:  # ValueError: of an empty archive
+        raise _bad(f"it does not make a tree with the others: {error}") from error
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _write(data: Data, tree: Path) -> list[Member]:
+    """Write folders and files of an archive; return its links."""
+    links = []
+    for member in members(data):
+        place = _place(tree, member.path)
+        (place if member.kind is Kind.FOLDER else place.parent).mkdir(parents=True, exist_ok=True)
+        if member.kind is Kind.FILE:
+            with place.open("xb") as out:
+                out.write(data[member.offset : member.offset + member.size])
+        elif member.kind is not Kind.FOLDER:
+            links.append(member)
+    return links
+
+
+def _place(tree: Path, path: bytes) -> Path:
+    return tree / os.fsdecode(path)
 
 
 def _stored(stream: IO[bytes], size: int, out: IO[bytes], limit: int, runner: Runner) -> None:

@@ -102,7 +102,7 @@ def test_missing_programs_are_named_with_the_command_that_installs_them(host: Ho
     findings = examine(bare, [check for check in CHECKS if check.package and check.name != "UEFI firmware"])
     missing = doctor.missing_for_baking(findings)
     assert [finding.name for finding in missing if finding.package == "util-linux"] == ["unshare", "setpriv"]
-    assert install_command(missing).startswith("apt-get install mmdebstrap dpkg apt util-linux mount")
+    assert install_command(missing).startswith("apt-get install util-linux mount")
     qemu = next(finding for finding in findings if finding.name == "qemu-system-x86_64")
     assert (qemu.area, qemu.state, qemu.hint) == ("boot", "missing", "apt-get install qemu-system-x86")
     assert qemu not in missing
@@ -147,12 +147,25 @@ def test_boto3_is_only_advised(host: Host) -> None:
     assert (finding.state, finding.hint) == ("advice", "pip install 'imagebuilder[s3]'")
 
 
-def test_keyring_is_that_of_the_profiles(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_apt_is_advised_because_a_mirror_brings_it_along(host: Host) -> None:
+    assert one(host, "apt, and mmdebstrap").text == "/bin/apt-get, /bin/mmdebstrap"
+    finding = one(replace(host, find=lambda name: None if name == "mmdebstrap" else Path(name)), "apt, and mmdebstrap")
+    assert (finding.state, finding.hint) == ("advice", "apt-get install apt mmdebstrap")
+    assert finding.text.startswith("not installed: mmdebstrap; name a mirror (--mirror debian=URL)")
+    assert {check.name for check in CHECKS}.isdisjoint({"gpg", "dpkg-deb", "apt-get"})
+
+
+def test_keyring_is_that_of_the_profiles_or_our_own(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(Path, "is_file", lambda path: not str(path).startswith("/usr/share/keyrings"))
-    assert doctor._keyrings(host) == Answer(
-        good=False, text="there is no /usr/share/keyrings/debian-archive-keyring.gpg"
-    )
+    real = Path.is_file
+    monkeypatch.setattr(Path, "is_file", lambda path: not str(path).startswith("/usr/share/keyrings") and real(path))
+    found = one(host, "archive keyring")
+    assert found.state == "ok"
+    assert found.text.endswith("os_profiles/keyrings/debian-archive-keyring.gpg")
+    monkeypatch.setattr(Path, "is_file", lambda path: path.suffix != ".gpg" and real(path))
+    found = one(host, "archive keyring")
+    assert (found.state, found.hint) == ("missing", "apt-get install debian-archive-keyring")
+    assert found.text == "the keyring /usr/share/keyrings/debian-archive-keyring.gpg is not on this host"
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ class World:
         self.versions |= {"containerd": "1.7.24~ds1-6", "containerd.io": "2.2.0-1", "kubelet": "1.35.8-1.1"}
         self.runner = FakeRunner(
             {
-                ("mmdebstrap",): self.made, ("--show-keys",): f"pub:u:\nfpr:::::::::{FINGERPRINT}:\n", ("update",): "",
+                ("mmdebstrap",): self.made, ("update",): "",
                 ("gencaches",): "", ("install",): self.install, ("download",): self.download, ("show",): self.show,
                 ("--version",): "Kubernetes v1.35.8",
             }
@@ -158,6 +158,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr("imagebuilder.resolve.gomodules.check_reachable", lambda module, **_: None)
     monkeypatch.setattr("imagebuilder.locked.gomodules.identity", lambda module, **_: (module.digest[::-1], "go1.26"))
     monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr("imagebuilder.sources.openpgp.fingerprints", lambda keys: [FINGERPRINT])
     return World(cache=tmp_path / "cache")
 
 
@@ -219,10 +220,10 @@ def test_a_forced_source_is_not_left(world: World) -> None:
     assert not (world.cache / "resolved").exists()
 
 
-def test_a_key_that_is_not_the_expected_one_ends_it(world: World) -> None:
+def test_a_key_that_is_not_the_expected_one_ends_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another source would hide that somebody is in between."""
     world.net.pages[KEY] = b"a key"
-    world.runner.answers = {**world.runner.answers, ("--show-keys",): f"pub:u:\nfpr:::::::::{'0' * 40}:\n"}
+    monkeypatch.setattr("imagebuilder.sources.openpgp.fingerprints", lambda keys: ["0" * 40])
     with pytest.raises(UntrustedError, match="is not the one that kubernetes must have") as caught:
         world.resolve(wanted())
     assert caught.value.context == f"expected {FINGERPRINT}\nfound    {'0' * 40}"

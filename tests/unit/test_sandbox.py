@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagebuilder import userns
+from imagebuilder.direct import sandbox
 from imagebuilder.direct.sandbox import PATH, SCRIPT, Bind, Mount, Overlay, Tmpfs, command
 from imagebuilder.process import namespaces
 
@@ -78,6 +79,17 @@ def test_a_command_has_a_clean_environment_and_its_mounts_in_order() -> None:
         "/bin/sh", str(SCRIPT), "/r", "", "tmpfs", "/run", "robind", "/s", "/run/x", "--", *CLEAN,
         "/bin/sh", "-c", "true",
     ]  # fmt: skip
+
+
+def test_a_network_is_the_hosts_with_its_names_and_said_to_the_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (names := tmp_path / "resolv.conf").touch()
+    monkeypatch.setattr(sandbox, "NAMES", (names, tmp_path / "hosts"))
+    words = command(Path("/r"), [Tmpfs(target="/run")], ["true"], network=True)
+    assert words[: len(namespaces(network=True))] == namespaces(network=True)
+    mounts = words[len(namespaces(network=True)) + 4 : words.index("/usr/bin/env") - 1]
+    assert mounts == ["network", "tmpfs", "/run", "robind", str(names), str(names)]
 
 
 def test_overlays_are_marked_as_a_user_namespace_can(monkeypatch: pytest.MonkeyPatch) -> None:
