@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from imagebuilder import __version__, resources
+from imagebuilder import __version__, process, resources
 from imagebuilder.artifacts import containerd_version, packing, write_artifact
 from imagebuilder.content import (
     ASIDE,
@@ -25,7 +25,6 @@ from imagebuilder.content import (
     sweep_asides,
     write_atomic,
 )  # fmt: skip
-from imagebuilder.direct.apttree import asker_for
 from imagebuilder.direct.disk import VERSION, DiskSpec, begin, write_disk
 from imagebuilder.direct.elsewhere import Elsewhere, Sharing, places
 from imagebuilder.direct.fulldisk import full_disk_named
@@ -40,6 +39,7 @@ from imagebuilder.model import FORMAT_VERSION, plain
 from imagebuilder.plan import BuildPlan
 from imagebuilder.process import Runner
 from imagebuilder.resolve import Lock, Resolver
+from imagebuilder.sources.asker import Asker, HostApt
 from imagebuilder.userns import require_privileges
 
 ASIDES_IN = ("*/", "apt/*/", "apt/*/*/")  # of the cache: where a killed bake may leave what was on the way
@@ -222,6 +222,17 @@ def _bake(
     if options.sharing.push:
         give([*layers, *tools[1:]], elsewhere, store, progress)
     return result
+
+
+def asker_for(plan: BuildPlan, *, cache: Path, runner: Runner, progress: Progress) -> Asker:
+    """Return this host's apt, or where it has none that of a tree in the cache: which is made once it is asked."""
+    if process.find("apt-get"):
+        return HostApt(runner)
+    from imagebuilder.direct.apttree import AptTrees
+    from imagebuilder.sources.addresses import local_path
+
+    shown = [path.absolute() for mirror in plan.request.mirrors.values() if (path := local_path(mirror))]
+    return AptTrees(cache, runner, progress, shown=shown)
 
 
 def give(layers: Sequence[Layer], elsewhere: Sequence[Elsewhere], store: LayerStore, progress: Progress) -> None:

@@ -35,11 +35,10 @@ def command(
     Names, versions, sha256 and sizes of packages, programs, Go modules and container images; no addresses. The same
     options are then of "imagebuilder bake --locked FILE". Overlays, scripts and keys are yours, and not a part of it.
     """
-    from imagebuilder.bake import new_log
+    from imagebuilder.bake import asker_for, new_log
     from imagebuilder.cells import plan_request
     from imagebuilder.cli.monitors import choose_monitor
     from imagebuilder.content import require_writable, write_atomic
-    from imagebuilder.direct.apttree import asker_for
     from imagebuilder.errors import HostError, UsageError
     from imagebuilder.events import Progress
     from imagebuilder.locked import make_lock
@@ -57,7 +56,7 @@ def command(
     resolver = Resolver(
         cache=settings.cache, runner=runner, progress=progress,
         log=new_log(settings.cache / "logs", f"lock-{plan.id}"), refresh=refresh, offline=offline,
-        asker=asker_for(plan, cache=settings.cache.absolute(), runner=runner, progress=progress),
+        asker=asker_for(plan, cache=settings.cache, runner=runner, progress=progress),
     )  # fmt: skip
     lock = make_lock(plan, resolver)
     try:

@@ -23,12 +23,9 @@ from imagebuilder.direct.sandbox import Bind, Mount, Overlay, Tmpfs, command
 from imagebuilder.errors import CacheError
 from imagebuilder.events import Progress, Stage
 from imagebuilder.model import LockedPackage, plain
-from imagebuilder.plan import BuildPlan
 from imagebuilder.process import Result, Runner
 from imagebuilder.sources import aptseed
-from imagebuilder.sources.addresses import local_path
 from imagebuilder.sources.apt import Archive, folder_key
-from imagebuilder.sources.asker import Asker, HostApt
 from imagebuilder.sources.connection import certificates
 from imagebuilder.sources.download import Downloader
 
@@ -40,19 +37,11 @@ HIDDEN = ("dev", "proc", "sys")  # what a sandbox has of its own
 PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy")  # environ(7); apt knows them, in lower case only
 
 
-def asker_for(plan: BuildPlan, *, cache: Path, runner: Runner, progress: Progress) -> Asker:
-    """Return this host's apt, or where it has none that of a tree in the cache: which is made once it is asked."""
-    if process.find("apt-get"):
-        return HostApt(runner)
-    shown = [path.absolute() for mirror in plan.request.mirrors.values() if (path := local_path(mirror))]
-    return AptTrees(cache, runner, progress, shown=shown)
-
-
 class AptTrees:
     """Runs apt in trees, one per archive; an :class:`imagebuilder.sources.asker.Asker`.
 
     Args:
-        cache: the cache folder, absolute.
+        cache: the cache folder.
         runner: runs the sandbox.
         progress: gets a stage for a tree that is made.
         downloader: asks mirrors.
@@ -65,7 +54,8 @@ class AptTrees:
         self, cache: Path, runner: Runner, progress: Progress, *, downloader: Downloader | None = None,
         shown: Sequence[Path] = (),
     ) -> None:  # fmt: skip
-        self._cache, self._runner, self._progress, self._shown = cache, runner, progress, shown
+        # As apt's configuration names it.
+        self._cache, self._runner, self._progress, self._shown = cache.resolve(), runner, progress, shown
         self._downloader = downloader or Downloader()
         self._lock, self._trees = threading.Lock(), dict[str, Layer]()
         self._store: LayerStore | None = None  # which keeps others from removing what is in use
@@ -89,39 +79,34 @@ class AptTrees:
         with aside(self._cache / "apt/asked") as scratch:
             for name in ("root", "upper", "work"):
                 (scratch / name).mkdir()
-            mounts = [
-                Overlay(lower=[tree.root], upper=scratch / "upper", work=scratch / "work"),
-                Tmpfs(target="/tmp"),  # noqa: S108 - the tree's: before the folders that may be in there
-                *self._mounts(scratch, cwd),
-            ]
+            mounts = self._mounts(tree, scratch, cwd)
+            # Its own folder for temporary files: that ends with it.
+            variables = {**_proxies(), **{key: value for key, value in (env or {}).items() if key != "TMPDIR"}}
             program, *words = argv
             inside = [
-                "/usr/bin/env",
-                "-C",
-                str(cwd or "/"),
-                program,
-                "-o",
-                f"Acquire::https::CAInfo={AUTHORITIES}",
-                *words,
-            ]
-            words = command(scratch / "root", mounts, inside, {**_proxies(), **(env or {})}, network=network)
+                "/usr/bin/env", "-C", str(cwd.resolve() if cwd else "/"),
+                program, "-o", f"Acquire::https::CAInfo={AUTHORITIES}", *words,
+            ]  # fmt: skip
             return self._runner.run(
-                words, capture=capture, check=check, log=log, on_line=on_line, timeout=timeout
+                command(scratch / "root", mounts, inside, variables, network=network),
+                capture=capture, check=check, log=log, on_line=on_line, timeout=timeout,
             )  # fmt: skip
 
-    def _mounts(self, scratch: Path, cwd: Path | None) -> list[Mount]:
-        """Return what apt sees of this host: its folders, where they are; authorities as they are trusted elsewhere."""
-        mounts: list[Mount] = [Bind(source=path, target=str(path)) for path in self._shown if path.is_dir()]
-        places = dict.fromkeys([self._cache / "apt", *([cwd] if cwd else [])])
-        mounts += [Bind(source=path, target=str(path), writable=True) for path in places]
-        bundle = certificates()
-        if bundle is True:
-            import certifi  # as requests does
+    def _mounts(self, tree: Layer, scratch: Path, cwd: Path | None) -> list[Mount]:
+        """Return what apt sees: the tree, and of this host its own folders, where they are, and who is trusted."""
+        from requests.utils import DEFAULT_CA_BUNDLE_PATH  # 190 ms
 
-            bundle = certifi.where()
-        if Path(str(bundle)).is_file():
-            shutil.copyfile(str(bundle), scratch / "authorities")  # it may be a link
-            mounts.append(Bind(source=scratch / "authorities", target=AUTHORITIES))
+        mounts: list[Mount] = [
+            Overlay(lower=[tree.root], upper=scratch / "upper", work=scratch / "work"),
+            Tmpfs(target="/tmp"),  # noqa: S108 - the tree's: before the folders that may be in there
+            *(Bind(source=path, target=str(path)) for path in self._shown if path.is_dir()),
+        ]
+        own = self._cache / "apt"
+        places = [own, *([cwd.resolve()] if cwd and not cwd.resolve().is_relative_to(own) else [])]
+        mounts += [Bind(source=path, target=str(path), writable=True) for path in places]
+        authorities = Path(DEFAULT_CA_BUNDLE_PATH if (found := certificates()) is True else str(found))
+        if authorities.is_file():
+            mounts.append(Bind(source=authorities.resolve(), target=AUTHORITIES))
         return mounts
 
     def tree_for(self, archive: Archive) -> Layer:

@@ -8,14 +8,14 @@ import zlib
 from pathlib import Path
 
 import pytest
-from debs import ar, control, deb, entry, folder, tar
+from debs import ar, control, deb, entry, folder, link, symlink, tar
 from fake_runner import Failed, FakeRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
 from imagebuilder.direct.debcache import DebCache
 from imagebuilder.errors import ArtifactError
-from imagebuilder.sources.debfile import Part, control_text, parts, unpack
+from imagebuilder.sources.debfile import Part, control_text, extract, parts, unpack
 
 NOBODY = FakeRunner()  # no program may be started
 CONTROL = control("Package: a\nVersion: 1\nArchitecture: all\n")
@@ -144,3 +144,45 @@ def test_an_error_names_the_package(tmp_path: Path) -> None:
     path.write_bytes(b"nothing")
     with pytest.raises(ArtifactError, match=r"^a_1_all\.deb: .*no ar archive"):
         DebCache(tmp_path / "cache", tmp_path, NOBODY).get(path, "0" * 64)
+
+
+def extracted(tmp_path: Path, *data: bytes) -> Path:
+    paths = [tmp_path / f"{number}.deb" for number in range(len(data))]
+    for path, entries in zip(paths, data, strict=True):
+        path.write_bytes(deb(CONTROL, entries))
+    tree = tmp_path / "tree"
+    extract(paths, tree, tmp_path / "scratch", NOBODY)
+    return tree
+
+
+def test_packages_are_extracted_into_one_tree(tmp_path: Path) -> None:
+    one = tar(
+        folder(b"./"), entry(b"./usr/bin/a", b"a" * 3000), link(b"./usr/bin/hard", b"./usr/bin/a"),
+        symlink(b"./bin", b"usr/bin"), symlink(b"./out", b"/etc"),
+    )  # fmt: skip
+    tree = extracted(tmp_path, one, tar(folder(b"./usr/"), entry(b"./usr/bin/b", b"b")))
+    assert (tree / "bin/a").read_bytes() == b"a" * 3000
+    assert (tree / "bin/hard").samefile(tree / "usr/bin/a")
+    assert (tree / "usr/bin/b").read_bytes() == b"b"
+    assert (tree / "out").readlink() == Path("/etc")
+    assert not (tmp_path / "scratch").exists()
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        pytest.param(tar(entry(b"./out/file", b"x")), id="file"),
+        pytest.param(tar(symlink(b"./out/link", b"x")), id="link"),
+        pytest.param(tar(entry(b"./out", b"x")), id="in-its-place"),
+        pytest.param(tar(entry(b"./a", b"x")), id="twice"),
+        pytest.param(tar(entry(b"./../a", b"x")), id="outside"),
+        pytest.param(b"", id="empty"),
+    ],
+)
+def test_nothing_is_written_through_a_link_or_over_another_file(others: bytes, tmp_path: Path) -> None:
+    (outside := tmp_path / "outside").mkdir()
+    one = tar(entry(b"./a", b"a"), symlink(b"./out", str(outside).encode()))
+    with pytest.raises(ArtifactError):
+        extracted(tmp_path, one, others)
+    assert list(outside.iterdir()) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.deb", "1.deb", "outside", "tree"]
