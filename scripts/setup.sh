@@ -8,13 +8,13 @@ python=${PYTHON:-python3}
 
 # program or file -> the package that has it
 wanted="
-mmdebstrap:mmdebstrap dpkg-deb:dpkg unshare:util-linux mount:mount newuidmap:uidmap gpg:gpg tar:tar
+mmdebstrap:mmdebstrap dpkg-deb:dpkg unshare:util-linux mount:mount newuidmap:uidmap tar:tar
 /usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring
 qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils /usr/share/OVMF/OVMF_CODE_4M.fd:ovmf ssh:openssh-client
 curl:curl git:git
 "
 for_tests="
-shellcheck:shellcheck dash:dash docker-registry:docker-registry apt-ftparchive:apt-utils sfdisk:fdisk sgdisk:gdisk
+shellcheck:shellcheck dash:dash gpg:gpg docker-registry:docker-registry apt-ftparchive:apt-utils sfdisk:fdisk sgdisk:gdisk
 grub-mkimage:grub-common /usr/lib/grub/i386-pc/boot.img:grub-pc-bin e2fsck:e2fsprogs busybox:busybox-static
 packer:packer xorriso:xorriso dnf:dnf rpmbuild:rpm createrepo_c:createrepo-c /etc/dnf/plugins/versionlock.conf:dnf-plugins-core
 mkfs.vfat:dosfstools mcopy:mtools vagrant:vagrant rsync:rsync dnsmasq:dnsmasq-base virsh:libvirt-clients libvirtd:libvirt-daemon

@@ -175,6 +175,19 @@ def test_nothing_is_left(bare: Place) -> None:
     assert list((bare.folder / "cache/apt").glob(".*")) == []
 
 
+def test_a_tree_that_is_there_is_used_again(world: World, user: User, bare: Place, tmp_path: Path) -> None:
+    def packages_asked() -> int:
+        return sum("/pool/" in path for _, path, _ in world.site.asked)
+
+    before = packages_asked()
+    words = ["--target", "qemu", "--cache-dir", bare.folder / "cache", "--output", bare.folder / "again", "--refresh"]
+    again = tinybake.command(world.folder, What(verb="lock"), words)
+    found = user.run(again, tmp_path, SEEN, env=PYTHON, first=hidden(), check=False)
+    assert found.returncode == 0, (found.stdout, found.tail)
+    assert (bare.folder / "again").read_text() == bare.lock
+    assert packages_asked() == before
+
+
 def lock_of_debian(user: User, stash: Path, *more: str) -> Baked:
     """Ask for Debian's own versions, with the real profile, on the bare host."""
     words = ["lock", "--os", "debian", "--target", "qemu", "--cache-dir", str(user.home / "other"), *more]
