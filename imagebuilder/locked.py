@@ -53,7 +53,7 @@ from imagebuilder.resolve import (
     wrapper_module,
 )
 from imagebuilder.sources import gomodules
-from imagebuilder.sources.apt import file_name
+from imagebuilder.sources.apturis import file_name
 from imagebuilder.sources.binaries import BASE, Binaries
 from imagebuilder.sources.debs import present
 from imagebuilder.sources.references import parse as parse_reference

@@ -12,19 +12,19 @@ import math
 import re
 import shutil
 import time
-import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imagebuilder import process
 from imagebuilder.content import aside, content_id, fsync_directory, write_atomic
-from imagebuilder.errors import ToolMissingError, UnreachableError, UnresolvableError, UntrustedError
+from imagebuilder.errors import ToolMissingError, UnreachableError, UnresolvableError
 from imagebuilder.events import Stage
 from imagebuilder.model import LockedPackage
 from imagebuilder.process import Runner
 from imagebuilder.sources.aptdates import goes_back, newest_date, release_dates, seconds_of
-from imagebuilder.sources.aptmessages import OTHER_MIRROR, OUT_OF_REACH, explained
+from imagebuilder.sources.aptmessages import OUT_OF_REACH, explained
+from imagebuilder.sources.apturis import parse_uris
 from imagebuilder.sources.asker import Asker, HostApt, contained
 from imagebuilder.sources.debs import check_package, present
 from imagebuilder.sources.download import Downloader
@@ -43,14 +43,10 @@ UPDATE_SECONDS = 300  # for all indexes: Debian's have 10 MB
 CRAWL_SECONDS, SLOWEST = 120, 20_000  # for packages: seconds, and as many more as this many bytes a second take
 SKEW_SECONDS = 3600.0  # an index from later than this was fetched while the clock was wrong
 KEY_LIMIT = 1 << 20  # bytes of a signing key file; real ones have a few KiB
-PACKAGE_LIMIT = 1 << 30  # bytes of one package; the largest that we meet (a kernel) has 110 MiB
 ASK_AGAIN = "run the command again with --refresh: it asks for versions anew"
 
 PROXY_LINE = re.compile(r'Acquire::https?::(Proxy|ProxyAutoDetect|Proxy-Auto-Detect)\b.*".+"', re.IGNORECASE)
 FIELD = re.compile(r"(?:Package|Version|Architecture|SHA256): .")  # of a stanza (deb822(5))
-URI_LINE = re.compile(  # name, version and architecture as Debian's policy, section 5.6, allows them, quoted by apt
-    r"'([^']+)' (([a-z0-9][a-z0-9+.-]*)_([A-Za-z0-9.+~%-]+)_([a-z0-9-]+)\.deb) ([0-9]{1,15}) SHA256:([0-9a-f]{64})"
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,12 +126,14 @@ class AptFolder:
     def _make(self, root: Path, work: Path, keyring: Path, log: Path) -> None:
         (scratch := work / "tmp").mkdir()
         scratch.chmod(0o1777)
-        settings = ["APT::Sandbox::User=_apt", "pkgCacheFile::Generate=false"]  # it is renamed: not read for nothing
+        # A tree has no such user, and is a sandbox itself. The folder is renamed: it is not to be read for nothing.
+        settings = ["APT::Sandbox::User=_apt"] if self._asker.knows_default else []
+        settings.append("pkgCacheFile::Generate=false")
         if self._archive.mirror:
             self._lay_out(root, keyring)
         else:
             self._bootstrap(root, work, keyring, log)
-            settings.append(f"Dir::Etc::trusted={keyring}")
+            settings.insert(0, f"Dir::Etc::trusted={keyring}")
         argv = ["apt-get", "-q", *(word for setting in settings for word in ("-o", setting)), "update"]
         self._at(root)._apt(argv, network=True, scratch=scratch, log=log, timeout=UPDATE_SECONDS)
         (root / CONFIG).unlink()  # it names the folder
@@ -369,37 +367,6 @@ def no_mirror(archive: Archive) -> ToolMissingError:
 def folder_key(archive: Archive) -> str:
     """Return a name for the apt folder of an archive."""
     return f"{archive.suite}-{archive.arch}-{content_id([archive.mirror, archive.components])[:12]}"
-
-
-def file_name(name: str, version: str, arch: str) -> str:
-    """Return how apt names the file of a package: the colon of an epoch is quoted."""
-    return f"{name}_{version.replace(':', '%3a')}_{arch}.deb"
-
-
-def parse_uris(output: str) -> tuple[LockedPackage, ...]:
-    """Parse ``apt-get --print-uris``: lines of ``'URI' FILE SIZE SHA256:HASH`` (apt-get(8)).
-
-    Raises:
-        UntrustedError: a line has no SHA256 (the index is too old to be trusted), or is not of this form; no
-            package is left out silently.
-    """
-    packages = []
-    for line in output.splitlines():
-        if not line.startswith("'"):
-            continue
-        found = URI_LINE.fullmatch(line)
-        if not found:
-            raise UntrustedError("the index has no SHA256 for a package", context=line[:500], hint=OTHER_MIRROR)
-        uri, filename, name, version, arch, size, digest = found.groups()
-        if int(size) > PACKAGE_LIMIT:
-            raise UntrustedError(f"the index says that {filename} has {size} bytes", context=uri, hint=OTHER_MIRROR)
-        packages.append(
-            LockedPackage(
-                name=name, version=urllib.parse.unquote(version), arch=arch, filename=filename, uri=uri,
-                sha256=digest, size=int(size),
-            )
-        )  # fmt: skip
-    return tuple(sorted(packages, key=lambda package: (package.name, package.arch)))
 
 
 def by_layer(

@@ -25,9 +25,10 @@ from imagebuilder.events import Stage
 from imagebuilder.model import LockedPackage
 from imagebuilder.sources import openpgp
 from imagebuilder.sources.addresses import safe_url
-from imagebuilder.sources.apt import PACKAGE_LIMIT, Archive, file_name, no_mirror
+from imagebuilder.sources.apt import Archive, no_mirror
 from imagebuilder.sources.aptdates import goes_back, seconds_of
 from imagebuilder.sources.aptmessages import OTHER_MIRROR, meaning_of
+from imagebuilder.sources.apturis import PACKAGE_LIMIT, file_name
 from imagebuilder.sources.debs import check_package
 from imagebuilder.sources.download import Downloader
 

@@ -27,7 +27,6 @@ from imagebuilder.errors import (
 from imagebuilder.events import Stage, Tape
 from imagebuilder.model import LockedPackage
 from imagebuilder.sources.apt import (
-    PACKAGE_LIMIT,
     PREPARED,
     SKEW_SECONDS,
     UPDATED,
@@ -35,10 +34,10 @@ from imagebuilder.sources.apt import (
     Archive,
     by_layer,
     folder_key,
-    parse_uris,
 )  # fmt: skip
 from imagebuilder.sources.aptdates import goes_back
 from imagebuilder.sources.aptmessages import explained
+from imagebuilder.sources.apturis import PACKAGE_LIMIT, parse_uris
 from imagebuilder.sources.debs import check_package, make_repository
 
 SHA = "0123456789abcdef" * 4
