@@ -126,26 +126,30 @@ class AptFolder:
     def _make(self, root: Path, work: Path, keyring: Path, log: Path) -> None:
         (scratch := work / "tmp").mkdir()
         scratch.chmod(0o1777)
-        # A tree has no such user, and is a sandbox itself. The folder is renamed: it is not to be read for nothing.
-        settings = ["APT::Sandbox::User=_apt"] if self._asker.knows_default else []
-        settings.append("pkgCacheFile::Generate=false")
-        if self._archive.mirror:
-            self._lay_out(root, keyring)
+        settings = ["pkgCacheFile::Generate=false"]  # the folder is renamed: it is not to be read for nothing
+        if self._archive.mirror:  # not as _apt, to whom folders and the keyring in there may be closed
+            laid = self._lay_out(root, keyring)
+            keyring = keyring if self._asker.knows_default else laid  # a tree sees no other
         else:
             self._bootstrap(root, work, keyring, log)
-            settings.insert(0, f"Dir::Etc::trusted={keyring}")
+            settings.insert(0, "APT::Sandbox::User=_apt")
+        # The host's own file: Debian 12's gpgv opens none behind a colon, which the name of a cache folder may have.
+        settings.insert(0, f"Dir::Etc::trusted={keyring}")
         argv = ["apt-get", "-q", *(word for setting in settings for word in ("-o", setting)), "update"]
         self._at(root)._apt(argv, network=True, scratch=scratch, log=log, timeout=UPDATE_SECONDS)
         (root / CONFIG).unlink()  # it names the folder
 
-    def _lay_out(self, root: Path, keyring: Path) -> None:
+    def _lay_out(self, root: Path, keyring: Path) -> Path:
+        """Make what mmdebstrap would make; return the keyring in it, which a tree of apt sees, too."""
         archive, keys = self._archive, keyring.read_bytes()
         for name in FOLDERS:
             (root / name).mkdir(parents=True)
-        (root / TRUSTED / f"archive.{'asc' if keys.startswith(b'-') else 'gpg'}").write_bytes(keys)
+        trusted = root / TRUSTED / f"archive.{'asc' if keys.startswith(b'-') else 'gpg'}"
+        trusted.write_bytes(keys)
         (root / "var/lib/dpkg/status").touch()
         line = " ".join(["deb", archive.mirror, archive.suite, *archive.components])
         (root / "etc/apt/sources.list").write_text(f"{line}\n")
+        return trusted
 
     def _at(self, path: Path) -> AptFolder:
         return AptFolder(path, self._archive, self._runner, self._asker)

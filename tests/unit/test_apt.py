@@ -356,6 +356,19 @@ def test_indexes_are_fetched_into_a_new_folder_and_not_read_there(
     ]  # fmt: skip
 
 
+def test_a_named_mirrors_keyring_is_read_by_who_wrote_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's umask may close it to any other user, such as _apt; "root" stands in the folder's configuration."""
+    monkeypatch.setattr("imagebuilder.sources.apt.goes_back", lambda *_: False)
+    (tmp_path / "key.gpg").write_bytes(b"key")
+    runner = FakeRunner({**CONFIG, ("update",): ""})
+    archive = replace(ARCHIVE, keyring=str(tmp_path / "key.gpg"), mirror=f"file:{tmp_path}")
+    made = AptFolder(tmp_path / "apt", archive, runner)
+    made.update(tmp_path / "log")
+    assert (made.path / "etc/apt/trusted.gpg.d/archive.gpg").read_bytes() == b"key"
+    (words,) = [words for words in runner.commands if "update" in words]
+    assert not [word for word in words if "Sandbox::User" in word]
+
+
 def test_a_failed_question_is_not_remembered(tmp_path: Path) -> None:
     def fail(_: list[str]) -> str:
         raise Failed("E: Unable to locate package kubelett")
