@@ -227,7 +227,7 @@ def _bake(
 def asker_for(plan: BuildPlan, *, cache: Path, runner: Runner, progress: Progress) -> Asker:
     """Return this host's apt, or where it has none that of a tree in the cache: which is made once it is asked."""
     if process.find("apt-get"):
-        return HostApt(runner)
+        return HostApt()
     from imagebuilder.direct.apttree import AptTrees
     from imagebuilder.sources.addresses import local_path
 

@@ -7,10 +7,11 @@ maintainer script has run in it: apt needs none. It sees the apt folders, and no
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from imagebuilder import process
@@ -23,7 +24,7 @@ from imagebuilder.direct.sandbox import Bind, Mount, Overlay, Tmpfs, command
 from imagebuilder.errors import CacheError
 from imagebuilder.events import Progress, Stage
 from imagebuilder.model import LockedPackage, plain
-from imagebuilder.process import Result, Runner
+from imagebuilder.process import Runner
 from imagebuilder.sources import aptseed
 from imagebuilder.sources.apt import Archive, folder_key
 from imagebuilder.sources.connection import certificates
@@ -38,11 +39,11 @@ PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy")  # environ(7); 
 
 
 class AptTrees:
-    """Runs apt in trees, one per archive; an :class:`imagebuilder.sources.asker.Asker`.
+    """apt in trees, one per archive; an :class:`imagebuilder.sources.asker.Asker`.
 
     Args:
         cache: the cache folder.
-        runner: runs the sandbox.
+        runner: runs what decompresses packages.
         progress: gets a stage for a tree that is made.
         downloader: asks mirrors.
         shown: folders that mirrors are in; apt sees them, too.
@@ -60,37 +61,24 @@ class AptTrees:
         self._lock, self._trees = threading.Lock(), dict[str, Layer]()
         self._store: LayerStore | None = None  # which keeps others from removing what is in use
 
-    def run(
-        self,
-        argv: Sequence[str],
-        archive: Archive,
-        *,
-        network: bool = False,
-        env: Mapping[str, str] | None = None,
-        cwd: Path | None = None,
-        capture: bool = False,
-        check: bool = True,
-        log: Path | None = None,
-        on_line: Callable[[str], None] | None = None,
-        timeout: float | None = None,
-    ) -> Result:
-        """Run a program of apt's; see :class:`imagebuilder.sources.asker.Asker`."""
+    @contextlib.contextmanager
+    def asking(
+        self, argv: Sequence[str], archive: Archive, *, network: bool, env: Mapping[str, str], cwd: Path | None
+    ) -> Iterator[list[str]]:
+        """See :class:`imagebuilder.sources.asker.Asker`."""
         tree = self.tree_for(archive)
         with aside(self._cache / "apt/asked") as scratch:
             for name in ("root", "upper", "work"):
                 (scratch / name).mkdir()
             mounts = self._mounts(tree, scratch, cwd)
             # Its own folder for temporary files: that ends with it.
-            variables = {**_proxies(), **{key: value for key, value in (env or {}).items() if key != "TMPDIR"}}
+            variables = {**_proxies(), **{key: value for key, value in env.items() if key != "TMPDIR"}}
             program, *words = argv
             inside = [
                 "/usr/bin/env", "-C", str(cwd.resolve() if cwd else "/"),
                 program, "-o", f"Acquire::https::CAInfo={AUTHORITIES}", *words,
             ]  # fmt: skip
-            return self._runner.run(
-                command(scratch / "root", mounts, inside, variables, network=network),
-                capture=capture, check=check, log=log, on_line=on_line, timeout=timeout,
-            )  # fmt: skip
+            yield command(scratch / "root", mounts, inside, variables, network=network)
 
     def _mounts(self, tree: Layer, scratch: Path, cwd: Path | None) -> list[Mount]:
         """Return what apt sees: the tree, and of this host its own folders, where they are, and who is trusted."""

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from imagebuilder import process
 from imagebuilder.content import aside, content_id, fsync_directory, write_atomic
@@ -83,7 +84,7 @@ class AptFolder:
 
     def __init__(self, path: Path, archive: Archive, runner: Runner, asker: Asker | None = None) -> None:
         self.path, self._archive, self._runner = path, archive, runner
-        self._asker = asker or HostApt(runner)
+        self._asker = asker or HostApt()
 
     def age(self) -> float:
         """Return the seconds since the indexes were fetched; infinite when they never were, or in the future."""
@@ -343,7 +344,8 @@ class AptFolder:
         return result.stdout
 
     def _apt(
-        self, argv: Sequence[str], *, timeout: float = 1800, scratch: Path | None = None, **options: object
+        self, argv: Sequence[str], *, network: bool = False, timeout: float = 1800, cwd: Path | None = None,
+        scratch: Path | None = None, **options: Any,
     ) -> process.Result:  # fmt: skip
         config = self.path / CONFIG
         if not config.exists():
@@ -357,7 +359,8 @@ class AptFolder:
             write_atomic(config, "".join(f"{line};\n" for line in settings))
         # TMPDIR: what a killed apt leaves in there is swept with the rest.
         env = {"APT_CONFIG": str(config.resolve()), **({"TMPDIR": str(scratch)} if scratch else {})}
-        return self._asker.run(argv, self._archive, env=env, timeout=timeout, **options)  # type: ignore[arg-type]
+        with self._asker.asking(argv, self._archive, network=network, env=env, cwd=cwd) as command:
+            return self._runner.run(command, env=env, cwd=cwd, timeout=timeout, **options)
 
 
 def no_mirror(archive: Archive) -> ToolMissingError:

@@ -1,12 +1,13 @@
-"""Who runs apt's programs: this host, or a tree in the cache where this host has none."""
+"""Whose apt is asked: this host's, or that of a tree in the cache where this host has none."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from imagebuilder.process import Result, Runner, namespaces
+from imagebuilder.process import namespaces
 from imagebuilder.userns import privileged
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Asker(Protocol):
-    """Runs ``apt-get`` and ``apt-cache``. Whose they are does not matter: folder, options and answers are the same.
+    """Says how ``apt-get`` and ``apt-cache`` are run. Whose they are does not matter: options and answers are the same.
 
     Attributes:
         knows_default: with it comes mmdebstrap, which knows where an archive is of which no mirror is named.
@@ -22,33 +23,17 @@ class Asker(Protocol):
 
     knows_default: bool
 
-    def run(
-        self,
-        argv: Sequence[str],
-        archive: Archive,
-        *,
-        network: bool = False,
-        env: Mapping[str, str] | None = None,
-        cwd: Path | None = None,
-        capture: bool = False,
-        check: bool = True,
-        log: Path | None = None,
-        on_line: Callable[[str], None] | None = None,
-        timeout: float | None = None,
-    ) -> Result:
-        """Run a program of apt's to its end; see :class:`imagebuilder.process.RealRunner`.
+    def asking(
+        self, argv: Sequence[str], archive: Archive, *, network: bool, env: Mapping[str, str], cwd: Path | None
+    ) -> AbstractContextManager[list[str]]:
+        """Yield the command that runs a program of apt's; once it has ended, leave the block.
 
         Args:
             argv: the program's name, and its arguments.
             archive: the distribution whose apt folder it works on.
             network: it fetches; without, it must not.
-            env: variables for it.
-            cwd: its working directory.
-            capture: keep standard output apart.
-            check: raise when it fails.
-            log: a file that gets its output.
-            on_line: called with each line of it.
-            timeout: in seconds.
+            env: variables that it is run with.
+            cwd: working directory that it is run in.
         """
 
 
@@ -57,28 +42,11 @@ class HostApt:
 
     knows_default = True
 
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
-
-    def run(
-        self,
-        argv: Sequence[str],
-        archive: Archive,
-        *,
-        network: bool = False,
-        env: Mapping[str, str] | None = None,
-        cwd: Path | None = None,
-        capture: bool = False,
-        check: bool = True,
-        log: Path | None = None,
-        on_line: Callable[[str], None] | None = None,
-        timeout: float | None = None,
-    ) -> Result:
-        """Run a program of apt's; see :class:`Asker`."""
-        return self._runner.run(
-            [*(contained() if network else []), *argv],
-            env=env, cwd=cwd, capture=capture, check=check, log=log, on_line=on_line, timeout=timeout,
-        )  # fmt: skip
+    def asking(
+        self, argv: Sequence[str], archive: Archive, *, network: bool, env: Mapping[str, str], cwd: Path | None
+    ) -> AbstractContextManager[list[str]]:
+        """See :class:`Asker`."""
+        return nullcontext([*(contained() if network else []), *argv])
 
 
 def contained() -> list[str]:

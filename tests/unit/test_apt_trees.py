@@ -29,17 +29,15 @@ def trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AptTrees:
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setattr("imagebuilder.userns.mapped", lambda: False)
     (mirror := tmp_path / "mirror").mkdir()
-    made = AptTrees(tmp_path / "cache", FakeRunner({("apt-get",): "said\n"}), Progress(), shown=[mirror])
+    made = AptTrees(tmp_path / "cache", FakeRunner(), Progress(), shown=[mirror])
     made._trees[folder_key(ARCHIVE)] = Layer(id="x", path=tmp_path / "layer", info={})
     return made
 
 
 def ran(trees: AptTrees, *, network: bool = False, cwd: Path | None = None) -> list[str]:
     env = {"APT_CONFIG": "/c/apt.conf", "TMPDIR": "/c/scratch"}
-    result = trees.run(["apt-get", "update"], ARCHIVE, network=network, cwd=cwd, env=env, capture=True)
-    assert result.stdout == "said\n"
-    assert isinstance(trees._runner, FakeRunner)
-    return trees._runner.commands[-1]
+    with trees.asking(["apt-get", "update"], ARCHIVE, network=network, cwd=cwd, env=env) as words:
+        return words
 
 
 def binds(words: list[str]) -> dict[str, str]:
