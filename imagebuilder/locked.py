@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from imagebuilder import __version__, resources
+from imagebuilder import __version__, compressors, resources
 from imagebuilder.content import content_id, locked, require_writable, sha256_bytes, sha256_file
 from imagebuilder.errors import (
     DataError,
@@ -26,6 +26,7 @@ from imagebuilder.fetch import archive_path
 from imagebuilder.lockfile import (
     FORMAT,
     MIRROR,
+    Compressor,
     Image,
     LockFile,
     Package,
@@ -92,6 +93,7 @@ def make_lock(plan: BuildPlan, resolver: Resolver) -> LockFile:
             )
             for layer, packages in lock.packages.items()
         },
+        compressors={name: Compressor(**plain(found)) for name, found in _compressors(plan).items()},
         pause=_image(lock.pause, plan) if lock.pause else None,
         images=tuple(_image(image, plan) for image in lock.images),
     )  # fmt: skip
@@ -161,6 +163,10 @@ def _identity(module: str, plan: BuildPlan, resolver: Resolver) -> tuple[str, st
     )  # fmt: skip
 
 
+def _compressors(plan: BuildPlan) -> dict[str, compressors.Compressor]:
+    return compressors.used(plan.disk.format, small_initramfs=bool(plan.disk.drivers))
+
+
 def _image(image: LockedImage, plan: BuildPlan) -> Image:
     """Return what is written down about an image."""
     if image.kind == "registry":
@@ -195,7 +201,7 @@ class _Taking:
             pause=self._taken_image(self._lock.pause, pause) if self._lock.pause and pause else None,
             images=tuple(map(self._taken_image, self._lock.images, images)), notes=("everything as locked",),
         )  # fmt: skip
-        moved = [*self._moved_here(lock), *self._moved_there(lock)]
+        moved = [*self._moved_compressors(), *self._moved_here(lock), *self._moved_there(lock)]
         sources = self._repositories.folder.default_sources()
         if sha256_bytes(sources.encode()) != self._lock.sources_list:
             moved.append(Moved(text="the image's sources.list: the default mirror is another", hash=True))
@@ -236,6 +242,13 @@ class _Taking:
             return LockedImage(reference=name, kind=image.kind, source=request.text, packages=packages)
         source = replace(parse_reference(reference), digest=f"sha256:{image.digest}")
         return LockedImage(reference=reference, kind="registry", source=str(source))
+
+    def _moved_compressors(self) -> Iterator[Moved]:
+        """Yield the compressors of this machine that write other bytes."""
+        for name, found in _compressors(self._plan).items():
+            kept = self._lock.compressors.get(name)
+            if kept and kept.sample != found.sample:
+                yield Moved(text=f"{name}: locked with {kept.version}; {found.version} is here, and writes other bytes")
 
     def _moved_here(self, lock: Lock) -> Iterator[Moved]:
         """Yield what is another on this machine: Go modules, the toolchain, files of the user's."""

@@ -85,6 +85,13 @@ class Image(Strict):
     digest: _Sha256 = Field(description="sha256 of its manifest, of its recipe, or of the archive.")
 
 
+class Compressor(Strict):
+    """A compressor that the image's bytes depend on."""
+
+    version: _Text = Field(description="As it calls itself; another one that writes the same is taken, too.")
+    sample: _Sha256 = Field(description="sha256 of what it makes of a sample.")
+
+
 class Wishes(Strict):
     """What was asked for: a lock is for this and nothing else."""
 
@@ -119,6 +126,9 @@ class LockFile(Strict):
     sources: Mapping[str, Source] = Field(description="Per component.")
     packages: Mapping[str, Annotated[tuple[Package, ...], Field(strict=False, max_length=MAX_ITEMS)]] = Field(
         description="Per layer; also of the tools that write the disk, and of images."
+    )
+    compressors: Mapping[Annotated[str, Field(pattern=r"^[a-z0-9]{1,32}$")], Compressor] = Field(
+        default={}, description="By name."
     )
     pause: Image | None = Field(default=None, description="The pause image.")
     images: Annotated[tuple[Image, ...], Field(strict=False, max_length=1024)] = Field(
