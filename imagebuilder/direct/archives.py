@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import io
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from imagebuilder import content, gzips
 from imagebuilder.direct import ovf
-from imagebuilder.direct.clusters import CLUSTER, batches, disk_size
+from imagebuilder.direct.clusters import CLUSTER, Compressor, batches, disk_size, in_order, pour
 from imagebuilder.direct.sparse import OnProgress
 from imagebuilder.direct.virtual import DiskSource
 from imagebuilder.direct.vmdk import image_uuid, write_vmdk
 
 BLOCK = 512  # bytes: a tar's unit
 RECORD = 20 * BLOCK  # tar files are padded to this
-CHUNK = 1 << 20
 GCE_DISK = "disk.raw"  # the one name that the cloud takes
 _IN_HEADER, _IN_EXTENSION = 4, 21  # pieces that a sparse header, and each block after it, have room for
-_ZERO_CLUSTER = bytes(CLUSTER)
 
 
 def write_ova(
@@ -61,45 +61,66 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
 
 
 def write_tar_gz(
-    disk: DiskSource, out: Path, *, level: int = 1, on_progress: OnProgress | None = None, lasting: bool = True
+    disk: DiskSource, out: Path, *, level: int = 1, threads: int | None = None, on_progress: OnProgress | None = None,
+    lasting: bool = True,
 ) -> None:  # fmt: skip
     """Write a gzip-compressed tar with the one sparse member ``disk.raw``; the same disk gives the same bytes.
+
+    Args:
+        disk: what to write, a multiple of 512 bytes.
+        out: the archive to make or replace.
+        level: of zlib, 1 to 9.
+        threads: that read and compress; by default one for each core. The result does not depend on it.
+        on_progress: called from this thread with bytes done and bytes in all; holes do not count.
+        lasting: see :func:`content.writing`.
 
     Raises:
         ArtifactError: it is no disk, or was cut short meanwhile.
     """
     size = disk_size(disk)
-    pieces = list(_data(disk))
-    buffer = memoryview(bytearray(CHUNK))
-    with content.writing(out, lasting=lasting) as stream:
-        total, done = sum(length for _, length in pieces), 0
-        packed = gzips.Writer(stream, level)
+    pieces = list(_data(disk, threads))
+    with content.writing(out, lasting=lasting) as stream, gzips.Writer(stream, level) as packed:
         header = sparse_header(pieces, size)
         packed.write(header)
-        for offset, length in pieces:
-            for start in range(offset, offset + length, CHUNK):
-                chunk = buffer[: min(CHUNK, offset + length - start)]
-                disk.read_into(start, chunk)
-                packed.write(chunk)
-                done += len(chunk)
-                if on_progress is not None:
-                    on_progress(done, total)
-        end = len(header) + total + 2 * BLOCK
+        pour(
+            disk, _Member(disk, packed, stream), stream, lambda: lambda cluster: gzips.piece(cluster, level),
+            threads=threads, on_progress=on_progress, kind=f"deflate {level} {zlib.ZLIB_RUNTIME_VERSION}",
+            lasting=lasting,
+        )  # fmt: skip
+        end = len(header) + sum(length for _, length in pieces) + 2 * BLOCK
         packed.write(bytes(2 * BLOCK + -end % RECORD))
-        packed.finish()
 
 
-def _data(disk: DiskSource) -> Iterator[tuple[int, int]]:
+class _Member:
+    """The data of the sparse member, one cluster after the other."""
+
+    def __init__(self, disk: DiskSource, packed: gzips.Writer, stream: IO[bytes]) -> None:
+        self._disk, self._packed, self._stream = disk, packed, stream
+
+    @property
+    def end(self) -> int:
+        """Return the bytes written so far."""
+        return self._stream.tell()
+
+    def add(self, index: int, blob: bytes) -> None:
+        """Store the disk's cluster ``index``, compressed as a piece of a gzip stream."""
+        start = index * CLUSTER
+        if start + CLUSTER <= self._disk.size:
+            self._packed.splice(blob, CLUSTER)
+            return
+        rest = bytearray(self._disk.size - start)  # the disk ends within the cluster, and the member with it
+        self._disk.read_into(start, memoryview(rest))
+        self._packed.write(memoryview(rest))
+
+
+def _data(disk: DiskSource, threads: int | None) -> Iterator[tuple[int, int]]:
     """Yield offset and length of what is not zero, in whole clusters: the holes of this file system do not matter."""
+    looking = Compressor(disk, lambda: lambda cluster: b"")
     run: tuple[int, int] | None = None
-    data = bytearray(CLUSTER)
-    for batch in batches(disk):
-        for index in batch:
+    for _, found in in_order(looking, batches(disk), threads):
+        for index, _ in found:
             offset = index * CLUSTER
             length = min(CLUSTER, disk.size - offset)
-            disk.read_into(offset, memoryview(data)[:length])
-            if data.startswith(_ZERO_CLUSTER[:length]):
-                continue
             if run and sum(run) == offset:
                 run = run[0], run[1] + length
                 continue

@@ -92,9 +92,12 @@ class Compressor:
         view[stop - start :] = bytes(len(view) - (stop - start))  # the disk may end within a cluster
 
 
-def in_order(work: Work, todo: Iterable[range], threads: int) -> Iterator[tuple[range, Blobs]]:
-    """Yield batches with their compressed clusters in order, working on a bounded number ahead."""
-    coming = iter(todo)
+def in_order(work: Work, todo: Iterable[range], threads: int | None) -> Iterator[tuple[range, Blobs]]:
+    """Yield batches with their compressed clusters in order, working on a bounded number ahead.
+
+    Without ``threads``, there is one for each core that may be used.
+    """
+    coming, threads = iter(todo), threads or min(cores(), _MOST)
     with ThreadPoolExecutor(threads, thread_name_prefix="clusters") as pool:
         running: deque[tuple[range, Future[Blobs]]] = deque()
         for batch in itertools.islice(coming, threads * (1 + _AHEAD)):
@@ -158,9 +161,8 @@ def pour(
 ) -> None:  # fmt: skip
     """Put every cluster of a disk that is not zero, compressed, into the image that ``stream`` holds.
 
-    Without ``threads``, there is one for each core that may be used. ``kind`` says how clusters are compressed, and by
-    which version of what: clusters of layers are then kept for the next disk, see :mod:`imagebuilder.direct.kept`.
-    What is not ``lasting`` is not sent to the disk.
+    ``kind`` says how clusters are compressed, and by which version of what: clusters of layers are then kept for the
+    next disk, see :mod:`imagebuilder.direct.kept`. What is not ``lasting`` is not sent to the disk.
 
     Raises:
         ArtifactError: what the disk is made from changed meanwhile.
@@ -171,7 +173,7 @@ def pour(
     todo = list(batches(disk))
     total, done = sum(len(batch) for batch in todo) * CLUSTER, 0
     with Flusher(stream) if lasting else contextlib.nullcontext() as flusher:
-        for batch, blobs in in_order(work, todo, threads or min(cores(), _MOST)):
+        for batch, blobs in in_order(work, todo, threads):
             for index, blob in blobs:
                 image.add(index, blob)
             if flusher:

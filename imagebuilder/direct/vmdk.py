@@ -77,7 +77,7 @@ def write_vmdk(
             disk,
             image,
             stream,
-            lambda: lambda cluster: zlib.compress(cluster, level),
+            lambda: _zlib(level),
             threads=threads,
             on_progress=on_progress,
             kind=f"zlib {level} {zlib.ZLIB_RUNTIME_VERSION}",

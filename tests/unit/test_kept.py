@@ -11,6 +11,7 @@ from random import Random
 
 import pytest
 
+from imagebuilder.direct.archives import write_tar_gz
 from imagebuilder.direct.clusters import CLUSTER
 from imagebuilder.direct.kept import FOLDER, Blobs, kept
 from imagebuilder.direct.layers import Layer
@@ -55,12 +56,16 @@ def vmdk(disk: VirtualDisk, out: Path, threads: int) -> None:
     write_vmdk(disk, out, seed="seed", threads=threads)
 
 
+def tar_gz(disk: VirtualDisk, out: Path, threads: int) -> None:
+    write_tar_gz(disk, out, threads=threads)
+
+
 def image(disk: VirtualDisk, out: Path, threads: int, write: Write = qcow2) -> bytes:
     write(disk, out, threads)
     return out.read_bytes()
 
 
-@pytest.mark.parametrize("write", [qcow2, vmdk])
+@pytest.mark.parametrize("write", [qcow2, vmdk, tar_gz])
 def test_an_image_is_the_same_with_kept_clusters_and_without(write: Write, tmp_path: Path) -> None:
     base, upper = layer(tmp_path, "base"), layer(tmp_path, "upper")
     middle = SIZE // 2 + 3 * CLUSTER + 4096
