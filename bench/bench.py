@@ -85,7 +85,7 @@ def main(only: tuple[str, ...]) -> None:
         parts: dict[str, Callable[[], object]] = {
             "peers": lambda: bench_peers(user, work, results),
             "boots": lambda: bench_boots(artifact, work, results),
-            "cells": lambda: results.cells.update(ours.cells_curve(work)),
+            "cells": lambda: results.cells.update(ours.cells_curve(work, results.each)),
             "packages": lambda: results.packages.update(ours.packages_curve(work, user)),
         }
         for name, part in parts.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -111,7 +112,7 @@ def bench_bakes(work: Path, results: list[Measured]) -> Path:
     return artifact
 
 
-def cells_curve(work: Path) -> dict[int, float]:
+def cells_curve(work: Path, results: list[Measured]) -> dict[int, float]:
     """Return the seconds that the first so many cells of one OS take, one after the other, from nothing cached."""
     cache = work / "cells" / "imagebuilder"
     fill(cache)
@@ -120,15 +121,14 @@ def cells_curve(work: Path) -> dict[int, float]:
     overlay = work / "cells-overlay"
     (overlay / "etc").mkdir(parents=True)
     (overlay / "etc/motd").write_text("another\n")
-    wanted = [[], ["--overlay", str(overlay)]]
-    found, begin = {}, time.monotonic()
-    for number, (more, target) in enumerate(((more, target) for more in wanted for target in direct), start=1):
-        bake(cache, work / "cells-out", "--target", target, *more)
-        shutil.rmtree(work / "cells-out")
-        if number in CELLS:
-            found[number] = time.monotonic() - begin
-            print(f"{found[number]:8.2f} s  for {number} cells", flush=True)
-    return found
+    kinds: list[tuple[str, list[str]]] = [("", []), (", one more overlay", ["--overlay", str(overlay)])]
+    for kind, more in kinds:
+        for target in direct:
+            with measured(f"{target}{kind}", results) as found:
+                bake(cache, work / "cells-out", "--target", target, *more, found=found)
+            shutil.rmtree(work / "cells-out")
+    sums = list(itertools.accumulate(item.seconds for item in results))
+    return {number: sums[number - 1] for number in CELLS}
 
 
 def packages_curve(work: Path, user: Path) -> dict[int, float]:

@@ -23,6 +23,7 @@ class Results:
         peers: others, for the same packages.
         versions: of the peers, by the program's name.
         boots: seconds from power-on, by what was reached.
+        each: twenty cells, in their order.
         cells: seconds by number of cells.
         packages: seconds of a cold bake by number of packages.
         missing: what was not measured, and why.
@@ -35,6 +36,7 @@ class Results:
     peers: list[Measured] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     boots: dict[str, float] = field(default_factory=dict)
+    each: list[Measured] = field(default_factory=list)
     cells: dict[int, float] = field(default_factory=dict)
     packages: dict[int, float] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
@@ -71,6 +73,8 @@ def as_markdown(results: Results) -> str:
         if curve:
             parts += [f"### {title}", table([axis, "Seconds"], [[str(x), f"{y:.1f}"] for x, y in curve.items()])]
             parts.append(chart(title, list(map(str, curve)), list(curve.values()), kind="line"))
+    if results.each:
+        parts += ["### Seconds of each of the twenty cells, in their order", stages(results.each)]
     parts += [f"Not measured: {text}" for text in results.missing]
     return "\n\n".join(parts) + "\n"
 
@@ -90,7 +94,9 @@ def stages(results: Sequence[Measured]) -> str:
     bakes = [item for item in results if item.stages]
     names = [name for name in dict.fromkeys(name for item in bakes for name in item.stages)
              if any(item.stages.get(name, 0) >= SHORT for item in bakes)]  # fmt: skip
-    return table(["Bake", *names], [[item.name, *(f"{item.stages.get(n, 0):.1f}" for n in names)] for item in bakes])
+    return table(["Bake", "all", *names], [
+        [item.name, f"{item.seconds:.1f}", *(f"{item.stages.get(name, 0):.1f}" for name in names)] for item in bakes
+    ])  # fmt: skip
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
