@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -19,6 +20,7 @@ from imagebuilder.errors import CacheError
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # proc_sys_kernel(5)
 ASIDE = ".part"  # ends the hidden names of what is not finished yet
 CHUNK = 1 << 20  # bytes per read: large enough that hashing, not system calls, is the cost
+_ZEROS = memoryview(bytes(CHUNK))
 
 
 def canonical_json(value: Any) -> bytes:
@@ -37,12 +39,47 @@ def sha256_bytes(data: bytes) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    """Return the sha256 of a file as 64 hex digits, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
+    """Return the sha256 of a file as 64 hex digits. Holes are not read: the page cache would fill up with zeros."""
+    digest, buffer, done = hashlib.sha256(), memoryview(bytearray(CHUNK)), 0
+    with path.open("rb", buffering=0) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        for start, end in data_extents(stream.fileno(), size):
+            _add_zeros(digest, start - done)
+            done = stream.seek(start)
+            while done < end and (read := stream.readinto(buffer[: end - done])):
+                digest.update(buffer[:read])
+                done += read
+        _add_zeros(digest, size - done)
     return digest.hexdigest()
+
+
+def _add_zeros(digest: hashlib._Hash, count: int) -> None:
+    for left in range(count, 0, -CHUNK):
+        digest.update(_ZEROS[:left])
+
+
+def data_extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield where a file has data: ascending, disjoint ``(start, end)`` in bytes, ``end`` exclusive; lseek(2).
+
+    What lies between is a hole and reads as zeros; an extent may hold zeros too. A file system that knows no
+    holes gives one extent. The descriptor's position moves: read with ``os.pread``.
+
+    Args:
+        fd: a descriptor open for reading.
+        size: bytes of the file to look at.
+    """
+    position = 0
+    while position < size:
+        try:
+            start = os.lseek(fd, position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+                return
+            raise
+        if start >= size:
+            return
+        position = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        yield start, position
 
 
 class _Cores:

@@ -1,11 +1,11 @@
-"""Reading files that are mostly holes, see lseek(2) on SEEK_DATA and SEEK_HOLE."""
+"""Finding what is not zero in files that are mostly holes."""
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Iterator
 
+from imagebuilder.content import data_extents
 from imagebuilder.errors import ArtifactError
 
 BLOCK = 4096  # bytes: the block of ext4 and the page of the kernel; what a hole is made of
@@ -15,30 +15,6 @@ _ZERO_BLOCK = bytes(BLOCK)
 _ZERO_CHUNK = bytes(CHUNK)
 
 OnProgress = Callable[[int, int], None]  # called with bytes done and bytes in all
-
-
-def data_extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yield where a file has data: ascending, disjoint ``(start, end)`` in bytes, ``end`` exclusive.
-
-    What lies between is a hole and reads as zeros; an extent may hold zeros too. A file system that knows no
-    holes gives one extent. The descriptor's position moves: read with ``os.pread``.
-
-    Args:
-        fd: a descriptor open for reading.
-        size: bytes of the file to look at.
-    """
-    position = 0
-    while position < size:
-        try:
-            start = os.lseek(fd, position, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # nothing but a hole up to the end
-                return
-            raise
-        if start >= size:
-            return
-        position = min(os.lseek(fd, start, os.SEEK_HOLE), size)
-        yield start, position
 
 
 def nonzero_runs(chunk: bytes | bytearray, length: int) -> Iterator[tuple[int, int]]:

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, NamedTuple, Protocol, Self
 
 from imagebuilder import content
-from imagebuilder.direct.sparse import BLOCK, CHUNK, OnProgress, data_extents, nonzero_runs
+from imagebuilder.direct.sparse import BLOCK, CHUNK, OnProgress, nonzero_runs
 from imagebuilder.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def pieces_of_file(path: Path) -> Iterator[Piece]:
     """Yield the parts of a file that are no holes, at their own offsets."""
     with path.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
-        for start, end in data_extents(file.fileno(), size):
+        for start, end in content.data_extents(file.fileno(), size):
             yield Piece(start, end - start, FileSlice(os.fsencode(path), start))
 
 
@@ -180,7 +180,7 @@ class RawFile:
 
     def extents(self) -> Iterator[tuple[int, int]]:
         """Yield where the file has data."""
-        return data_extents(self._file.fileno(), self._size)
+        return content.data_extents(self._file.fileno(), self._size)
 
     def read_into(self, offset: int, view: memoryview) -> None:
         """Fill ``view``; see :class:`DiskSource`."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagebuilder.direct.sparse import BLOCK, CHUNK, data_extents, nonzero_grains, nonzero_runs
+from imagebuilder.content import data_extents, sha256_bytes, sha256_file
+from imagebuilder.direct.sparse import BLOCK, CHUNK, nonzero_grains, nonzero_runs
 from imagebuilder.errors import ArtifactError
 
 pieces = st.lists(
@@ -44,6 +47,28 @@ def test_extents_are_ascending_disjoint_and_hold_all_data(writes: list[tuple[int
             content[start:end] = bytes(end - start)
             position = end
         assert not any(content), "there is data outside of the extents"
+
+
+@given(writes=pieces, size=st.integers(0, 4 * CHUNK))
+def test_a_checksum_is_that_of_what_is_read_holes_or_not(writes: list[tuple[int, bytes]], size: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "disk")
+        assert sha256_bytes(disk(path, size, writes)) == sha256_file(path)
+
+
+def test_holes_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the page cache fills up with zeros, and everything else is thrown out of it."""
+    read: list[int] = []
+
+    class Counted(io.FileIO):
+        def readinto(self, buffer: Any, /) -> int:
+            read.append(super().readinto(buffer))
+            return read[-1]
+
+    content = disk(tmp_path / "disk", 40 * CHUNK, [(20 * CHUNK, b"x" * BLOCK)])
+    monkeypatch.setattr(Path, "open", lambda path, *_, **__: Counted(path))
+    assert sha256_file(tmp_path / "disk") == sha256_bytes(content)
+    assert sum(read) <= CHUNK
 
 
 @pytest.mark.parametrize(
