@@ -37,7 +37,7 @@ from imagebuilder.lockfile import (
     plan_digest,
     wishes_of,
 )
-from imagebuilder.model import LockedFile, LockedPackage, plain
+from imagebuilder.model import LAYERS, LockedFile, LockedPackage, plain
 from imagebuilder.plan import FILE_SOURCE, BuildPlan
 from imagebuilder.recipe_env import REPOSITORY_OF
 from imagebuilder.repositories import Repositories
@@ -61,7 +61,7 @@ from imagebuilder.sources.references import parse as parse_reference
 from imagebuilder.sources.registry import Registry
 from imagebuilder.userns import require_privileges
 
-LAYERS = ("base", "runtime", "kubernetes", "site", "tools", "images")
+PACKAGE_SETS = (*LAYERS, "tools", "images")
 AGAIN = "imagebuilder lock, with the same options, writes it anew"
 
 
@@ -195,7 +195,7 @@ class _Taking:
         images = [image_data(text, plan) for text in plan.request.images]
         if (self._lock.pause is None) != (pause is None) or len(self._lock.images) != len(images):
             raise DataError("the lock file does not have the images that it says it is for", hint=AGAIN)
-        packages = {layer: tuple(map(_package, self._lock.packages.get(layer, ()))) for layer in LAYERS}
+        packages = {layer: tuple(map(_package, self._lock.packages.get(layer, ()))) for layer in PACKAGE_SETS}
         lock = Lock(
             epoch=self._lock.epoch, taken=taken, packages=packages, apt_sources="", apt_folder="",
             pause=self._taken_image(self._lock.pause, pause) if self._lock.pause and pause else None,

@@ -21,7 +21,7 @@ from imagebuilder.steps import Step, select
 from imagebuilder.strict import did_you_mean
 from imagebuilder.targets import Target
 
-BELOW = {"runtime": "base", "kubernetes": "runtime", "site": "kubernetes", "tools": "base"}
+BELOW = {"runtime": "base", "kubernetes": "runtime", "guest": "kubernetes", "site": "guest", "tools": "base"}
 BARE = ("cloud-init", "sudo")  # as in a cloud image: whoever goes on with it logs in as an ordinary user
 NOT_FAST = "--root-builder is for the direct engine, and knows {}"
 NOT_BARE = "--bare is for the direct engine, and takes no container images"
@@ -274,7 +274,10 @@ def _layers(
         "base": (*profile.packages.base, profile.kernel[target.kernel]),
         "runtime": tuple(profile.runtime_packages(docker)),
         "kubernetes": (),  # only when the sources taken are packages: resolve adds them
-        "site": (*target.packages(profile.name, profile.family), *request.packages),
+        # Not the site's, which changes often: cloud-init and its libraries take longer than all of that. And not below
+        # Kubernetes: targets share that.
+        "guest": target.packages(profile.name, profile.family),
+        "site": request.packages,
     }
     chosen = select(steps, profile.family, target.name, facts)
     return tuple(
@@ -284,6 +287,7 @@ def _layers(
             steps=tuple(step for step in chosen if step.layer == name and profile.init in step.inits),
         )
         for name in (BARE_LAYERS if request.bare else LAYERS)
+        if name != "guest" or packages[name]
     )
 
 

@@ -20,7 +20,7 @@ from imagebuilder.content import canonical_json, content_id, locked, read_checke
 from imagebuilder.errors import ImagebuilderError, UnreachableError, UnresolvableError, UsageError
 from imagebuilder.events import Progress, Stage
 from imagebuilder.images import ImageData, load_image
-from imagebuilder.model import FORMAT_VERSION, LockedFile, LockedPackage, ModuleBuild, plain
+from imagebuilder.model import FORMAT_VERSION, LAYERS, LockedFile, LockedPackage, ModuleBuild, plain
 from imagebuilder.plan import BELOW, FILE_SOURCE, BuildPlan
 from imagebuilder.process import Runner
 from imagebuilder.recipe_env import REPOSITORY_OF
@@ -376,7 +376,7 @@ class _Asking:
         for name, source in taken.items():
             wanted[LAYER_OF[name]] += source.packages
         roots: dict[str, tuple[str, ...]] = {"base": ("?essential", "apt", *wanted["base"])}
-        for layer in ("runtime", "kubernetes", "site"):
+        for layer in LAYERS[1:]:
             roots[layer] = (*roots[BELOW[layer]], *wanted.get(layer, ()))
         roots["tools"] = (*roots["base"], *profile.packages.tools)
         # A layer that asks for nothing new needs no answer of its own; apt takes two seconds for each.
@@ -386,7 +386,7 @@ class _Asking:
             running = {layer: pool.submit(self._folder.solve, names) for layer, names in different.items()}
             found = pool.submit(self._folder.find, composed) if composed else None
             solved = {layer: future.result() for layer, future in running.items()}
-        for layer in ("runtime", "kubernetes", "site"):
+        for layer in LAYERS[1:]:
             solved.setdefault(layer, solved[BELOW[layer]])
         packages = apt.by_layer(solved, BELOW)
         packages["images"] = found.result() if found else ()

@@ -177,7 +177,7 @@ class DirectEngine:
                 current = line.removeprefix("@@step ")
                 stage.note(current)
 
-        self._volumes(folder, below[-1] if below else None)
+        self._volumes(folder, below)
         mounts = [*self._tree(folder, below), *self._inside(folder, repository), *job.binds]
         env = {"IB_PROVISION": f"{INSIDE}/provision", "APT_CONFIG": f"{INSIDE}/apt.conf", **job.env}
         run = f'/bin/sh {INSIDE}/provision/run-steps.sh "$@"; rm -f {UNSTABLE}'
@@ -219,10 +219,11 @@ class DirectEngine:
             Bind(source=folder / "policy-rc.d", target="/usr/sbin/policy-rc.d"),
         ]
 
-    def _volumes(self, folder: Path, parent: Layer | None) -> None:
+    def _volumes(self, folder: Path, below: Sequence[Layer]) -> None:
         """Give a layer above the runtime its own copy of its parent's volumes: small, and whole."""
-        if parent is None or parent.info["name"] == "base":
+        if "runtime" not in [layer.info["name"] for layer in below]:
             return
+        parent = below[-1]
         for name in VOLUMES:
             target = folder / "volumes" / name
             if (parent.volumes / name).is_dir():

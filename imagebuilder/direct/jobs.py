@@ -15,7 +15,7 @@ from imagebuilder.direct.layerjob import LayerJob
 from imagebuilder.direct.sandbox import INSIDE, Bind
 from imagebuilder.errors import UsageError
 from imagebuilder.fetch import Materials
-from imagebuilder.model import LockedPackage
+from imagebuilder.model import LAYERS, LockedPackage
 from imagebuilder.plan import BuildPlan, LayerPlan, layer_ids
 from imagebuilder.recipe_env import environment, layer_environment
 from imagebuilder.resolve import LAYER_OF, Lock
@@ -176,5 +176,5 @@ def _raise(error: OSError) -> None:
 
 def installed_packages(lock: Lock) -> list[tuple[str, LockedPackage]]:
     """Return (layer, package) of everything in the image, by name."""
-    found = [(layer, p) for layer in ("base", "runtime", "kubernetes", "site") for p in lock.packages[layer]]
+    found = [(layer, p) for layer in LAYERS for p in lock.packages[layer]]
     return sorted(found, key=lambda item: item[1].name)

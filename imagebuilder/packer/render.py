@@ -34,7 +34,7 @@ UNATTENDED = {  # how an installer is told what to install -> part, and the file
     "preseed": ("preseed.j2", "preseed.cfg"), "kickstart": ("kickstart.j2", "ks.cfg"),
     "autoinstall": ("autoinstall.j2", "user-data"),
 }  # fmt: skip
-NUMBERS = {"base": 10, "runtime": 30, "kubernetes": 40, "site": 50}
+NUMBERS = {"base": 10, "runtime": 30, "kubernetes": 40, "guest": 45, "site": 50}
 PROGRAM, TEXT = 0o755, 0o644
 
 

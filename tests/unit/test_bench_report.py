@@ -26,13 +26,19 @@ def test_ratios_are_to_the_cold_bake_and_to_installing() -> None:
     assert "| cold | 20.00 | 1.00 | 300 | 100 | 335 |  |" in text
     assert "| mkosi | 80.00 | 4.00 | 0 | 0 |  | no kubelet |" in text
     assert "| kubelet, baked | 20.0 | 0.12 |" in text
-    assert "| cold | 12.3 |" in text, "a stage that is never long is left out"
+    assert "| cold | 20.0 | 12.3 |" in text, "a stage that is never long is left out"
 
 
 def test_curves_are_drawn() -> None:
     text = as_markdown(results())
     assert 'x-axis ["1", "2"]\n    y-axis "seconds" 0 --> 24\n    line [20.0, 24.5]' in text
     assert text.count("```mermaid") == 3
+
+
+def test_each_cell_is_there_with_its_stages() -> None:
+    text = as_markdown(results(each=[Measured("raw", seconds=31, stages={"base": 17.0, "pack": 0.82})]))
+    assert "| Bake | all | base | pack |" in text
+    assert "| raw | 31.0 | 17.0 | 0.8 |" in text
 
 
 def test_every_peer_is_in_the_chart_and_with_its_version_below() -> None:

@@ -49,7 +49,8 @@ def lock(**changes: Any) -> Lock:
         },
         packages={
             "base": (package("libc"),), "runtime": (package("docker.io"),),
-            "kubernetes": (package("kubelet", "1.35.8"),), "site": (), "tools": (package("mtools"),), "images": (),
+            "guest": (package("cloud-init"),), "kubernetes": (package("kubelet", "1.35.8"),), "site": (),
+            "tools": (package("mtools"),), "images": (),
         },
     )  # fmt: skip
     return dataclasses.replace(made, **changes)
@@ -63,7 +64,7 @@ def materials(tmp_path: Path, **changes: Any) -> Materials:
 
 def jobs(tmp_path: Path, *, provision: Path = PROVISION, **changes: Any) -> dict[str, LayerJob]:
     given = {key: changes.pop(key) for key in ("lock", "materials") if key in changes}
-    plan = plan_request(BuildRequest(**{"os": "debian", "target": "qemu", **changes}))
+    plan = plan_request(BuildRequest(**{"os": "debian", "target": "openstack", **changes}))
     made = layer_jobs(plan, given.get("lock", lock()), given.get("materials", materials(tmp_path)), provision)
     return {job.name: job for job in made}
 
@@ -74,7 +75,7 @@ def rebuilt(one: dict[str, LayerJob], other: dict[str, LayerJob]) -> list[str]:
 
 def test_a_bare_image_has_no_agent(tmp_path: Path) -> None:
     made = jobs(tmp_path, bare=True, materials=materials(tmp_path, payloads={}, pause=None))
-    assert list(made) == ["base", "site"]
+    assert list(made) == ["base", "guest", "site"]
     assert not any("agent" in bind.target for job in made.values() for bind in job.binds)
 
 
@@ -132,9 +133,9 @@ def test_payloads_are_bound_where_the_steps_look_for_them(tmp_path: Path) -> Non
 def test_what_must_be_installed_grows_with_the_layers(tmp_path: Path) -> None:
     made = jobs(tmp_path)
     assert made["base"].installed == {"libc": "1.0"}
-    assert made["site"].installed == {"libc": "1.0", "docker.io": "1.0", "kubelet": "1.35.8"}
+    assert made["site"].installed == {"libc": "1.0", "docker.io": "1.0", "cloud-init": "1.0", "kubelet": "1.35.8"}
     assert [name for _, name in ((layer, p.name) for layer, p in installed_packages(lock()))] == [
-        "docker.io", "kubelet", "libc"
+        "cloud-init", "docker.io", "kubelet", "libc"
     ]  # fmt: skip
 
 
@@ -145,7 +146,7 @@ def test_what_must_be_installed_grows_with_the_layers(tmp_path: Path) -> None:
     ("changed", "layers"),
     [
         pytest.param({"base": (package("libc", "2"),)}, list(LAYERS), id="base"),
-        pytest.param({"kubernetes": (package("kubelet", "2"),)}, ["kubernetes", "site"], id="kubernetes"),
+        pytest.param({"kubernetes": (package("kubelet", "2"),)}, ["kubernetes", "guest", "site"], id="kubernetes"),
         pytest.param({"site": (package("jq"),)}, ["site"], id="site"),
         pytest.param({"tools": (package("mtools", "2"),)}, [], id="tools"),
         pytest.param({"images": (package("catatonit", "2"),)}, [], id="images"),
@@ -160,7 +161,7 @@ def test_a_newer_kubelet_keeps_base_and_runtime(tmp_path: Path) -> None:
     newer = lock(taken={**lock().taken, "kubernetes": Taken(kind="go-modules", version="1.35.9", module="k")})
     payloads = {**materials(tmp_path).payloads, "kubernetes": tmp_path / "kubernetes-2"}
     other = jobs(tmp_path, lock=newer, materials=materials(tmp_path, payloads=payloads))
-    assert rebuilt(jobs(tmp_path), other) == ["kubernetes", "site"]
+    assert rebuilt(jobs(tmp_path), other) == ["kubernetes", "guest", "site"]
 
 
 def test_where_the_cache_is_changes_nothing(tmp_path: Path) -> None:
@@ -178,7 +179,7 @@ def test_a_script_of_the_recipe_that_loses_its_x_bit_rebuilds(tmp_path: Path) ->
     before = jobs(tmp_path, provision=copy)
     assert rebuilt(jobs(tmp_path), before) == []
     start.chmod(0o644)
-    assert rebuilt(before, jobs(tmp_path, provision=copy)) == ["kubernetes", "site"]
+    assert rebuilt(before, jobs(tmp_path, provision=copy)) == ["kubernetes", "guest", "site"]
 
 
 # --- the site's files

@@ -120,13 +120,13 @@ def test_golden_text(cell: str) -> None:
 
 
 def test_the_recipe_is_the_one_of_the_plan() -> None:
-    plan = wanted()
+    plan = wanted(target="openstack")
     files = render_folder(plan)
     inside = recipe(files)
     provision = resources.folder("provision")
     for path, content in inside.items():
         assert content == (provision.parent / path).read_text()
-    for name, number in zip(LAYERS, ("10", "30", "40", "50"), strict=True):
+    for name, number in zip(LAYERS, ("10", "30", "40", "45", "50"), strict=True):
         script = text(files[f"scripts/{number}-{name}.sh"])
         steps = re.findall(rf"^    ({name}/\S+\.sh)", script, re.M)
         assert steps == [f"{step.key}.sh" for step in plan.layer(name).steps]

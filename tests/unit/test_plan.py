@@ -254,6 +254,13 @@ def test_packages_go_where_they_belong() -> None:
     assert "linux-image-cloud-amd64" in made.layer("base").packages
     assert "linux-image-amd64" in wanted(target="raw").layer("base").packages
     assert made.layer("kubernetes").packages == ()
+    assert [layer.name for layer in made.layers] == ["base", "runtime", "kubernetes", "site"], "qemu wants nothing"
+    guest = wanted(target="proxmox", packages=("jq",))
+    assert [layer.name for layer in guest.layers] == list(LAYERS)
+    assert guest.layer("guest").packages == ("cloud-init", "qemu-guest-agent")
+    assert guest.layer("site").packages == ("jq",)
+    bare = wanted(target="proxmox", bare=True)
+    assert [layer.name for layer in bare.layers] == ["base", "guest", "site"]
 
 
 def test_the_root_builder_changes_nothing_of_the_plan() -> None:
@@ -301,7 +308,7 @@ def test_who_gets_the_small_initramfs(changes: Any, small: bool) -> None:
     assert made.disk.drivers == (made.target.initramfs_modules if small else ())
 
 
-def test_targets_with_other_drivers_share_the_layers_below_the_site() -> None:
+def test_targets_with_other_drivers_share_the_layers_below_the_guest() -> None:
     def ids(target: str) -> list[str]:
         found = layer_ids(wanted(target=target), NOTHING, hashes())
         return [found[name] for name in ("base", "kubernetes", "site")]
@@ -377,6 +384,11 @@ def hashes() -> dict[str, str]:
     return {path.relative_to(PROVISION).as_posix(): sha256_file(path) for path in files}
 
 
+def every(**changes: Any) -> BuildPlan:
+    """Return the plan of a target that has every layer."""
+    return wanted(target="openstack", **changes)
+
+
 def changed(made: BuildPlan, other: BuildPlan | None = None, inputs: Any = NOTHING, files: Any = None) -> list[str]:
     """Return the layers whose ids change."""
     before = layer_ids(made, NOTHING, hashes())
@@ -385,24 +397,27 @@ def changed(made: BuildPlan, other: BuildPlan | None = None, inputs: Any = NOTHI
 
 
 def test_layer_ids_are_stable_and_differ() -> None:
-    made = wanted()
+    made = every()
     ids = layer_ids(made, NOTHING, hashes())
     assert list(ids) == list(LAYERS)
     assert len(set(ids.values())) == len(LAYERS)
     assert changed(made) == []
-    assert changed(made, wanted()) == []
+    assert changed(made, every()) == []
 
 
 @pytest.mark.parametrize(
     ("path", "layers"),
     [
-        pytest.param("steps/kubernetes/10-kubernetes.sh", ["kubernetes", "site"], id="step"),
+        pytest.param("steps/kubernetes/10-kubernetes.sh", ["kubernetes", "guest", "site"], id="step"),
         pytest.param(
-            "services/kubelet/systemd/root/etc/systemd/system/kubelet.service", ["kubernetes", "site"], id="service"
+            "services/kubelet/systemd/root/etc/systemd/system/kubelet.service",
+            ["kubernetes", "guest", "site"],
+            id="service",
         ),
-        pytest.param("files/crictl.yaml", ["kubernetes", "site"], id="file"),
+        pytest.param("files/crictl.yaml", ["kubernetes", "guest", "site"], id="file"),
         pytest.param("steps/site/90-clean.sh", ["site"], id="site"),
-        pytest.param("steps/runtime/10-packages.sh", ["runtime", "kubernetes", "site"], id="runtime"),
+        pytest.param("steps/runtime/10-packages.sh", ["runtime", "kubernetes", "guest", "site"], id="runtime"),
+        pytest.param("steps/guest/10-packages.sh", ["guest", "site"], id="guest"),
         pytest.param("lib.sh", list(LAYERS), id="library"),
         pytest.param("run-steps.sh", list(LAYERS), id="runner"),
         pytest.param("family/debian.sh", list(LAYERS), id="family"),
@@ -417,33 +432,33 @@ def test_layer_ids_are_stable_and_differ() -> None:
     ],
 )
 def test_a_changed_file_rebuilds_what_is_made_from_it(path: str, layers: list[str]) -> None:
-    assert changed(wanted(), files={path: "changed"}) == layers
+    assert changed(every(), files={path: "changed"}) == layers
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_changed_inputs_rebuild_their_layer_and_those_above(name: str) -> None:
     inputs = {**NOTHING, name: {"payloads": {"kubernetes": "other"}}}
-    assert changed(wanted(), inputs=inputs) == list(LAYERS[LAYERS.index(name) :])
+    assert changed(every(), inputs=inputs) == list(LAYERS[LAYERS.index(name) :])
 
 
 @pytest.mark.parametrize(
     ("setting", "layers"),
     [
         pytest.param("IB_MASKED_SERVICES", list(LAYERS), id="base"),
-        pytest.param("IB_PAUSE_IMAGE", ["kubernetes", "site"], id="kubernetes"),
-        pytest.param("IB_HOLD_PACKAGES", ["kubernetes", "site"], id="hold"),
+        pytest.param("IB_PAUSE_IMAGE", ["kubernetes", "guest", "site"], id="kubernetes"),
+        pytest.param("IB_HOLD_PACKAGES", ["kubernetes", "guest", "site"], id="hold"),
         pytest.param("IB_NOBODY_WANTS_THIS", [], id="unused"),
     ],
 )
 def test_a_setting_rebuilds_the_layers_whose_steps_want_it(setting: str, layers: list[str]) -> None:
-    made = wanted()
+    made = every()
     other = dataclasses.replace(made, settings={**made.settings, setting: "changed"})
     assert changed(made, other) == layers
 
 
 def test_another_kubernetes_keeps_base_and_runtime() -> None:
-    one, other = (wanted(kubernetes=version, sources={"docker": "docker-ce"}) for version in ("1.36", "1.35"))
-    assert changed(one, other) == ["kubernetes", "site"]
+    one, other = (every(kubernetes=version, sources={"docker": "docker-ce"}) for version in ("1.36", "1.35"))
+    assert changed(one, other) == ["kubernetes", "guest", "site"]
 
 
 def test_every_layer_is_made_from_its_own_steps() -> None:

@@ -7,4 +7,4 @@
 . "${IB_PROVISION:?}/lib.sh"
 
 # shellcheck disable=SC2086 # a list of names
-[ -z "${IB_GUEST_PACKAGES:-}" ] || pkg_install $IB_GUEST_PACKAGES
+pkg_install ${IB_GUEST_PACKAGES:?}
