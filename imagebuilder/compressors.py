@@ -45,7 +45,7 @@ def used(disk_format: str, *, small_initramfs: bool) -> dict[str, Compressor]:
 
 
 def sample() -> bytes:
-    """Return bytes that compress to about a half: words of 1 to 12 bytes, each as often as chance has it."""
+    """Return bytes that compress to about a third: words of 1 to 12 bytes, in an order that chance has given."""
     bits = hashlib.shake_256(SAMPLE_SEED).digest(256 * 13 + _WORDS)
     words = [bits[at * 13 : at * 13 + 1 + bits[at * 13 + 12] % 12] for at in range(256)]
     return b"".join(words[number] for number in bits[256 * 13 :])
