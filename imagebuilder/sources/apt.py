@@ -347,11 +347,11 @@ class AptFolder:
         self, argv: Sequence[str], *, network: bool = False, timeout: float = 1800, cwd: Path | None = None,
         scratch: Path | None = None, **options: Any,
     ) -> process.Result:  # fmt: skip
-        config = self.path / CONFIG
-        if not config.exists():
-            root = self.path.resolve()
+        config, root = self.path / CONFIG, self.path.resolve()
+        place = f'Dir "{root}"'
+        if not config.exists() or f"{place};" not in config.read_text("utf-8").splitlines():  # or the cache was moved
             settings = [
-                f'Dir "{root}"', f'Dir::State::status "{root}/var/lib/dpkg/status"',
+                place, f'Dir::State::status "{root}/var/lib/dpkg/status"',
                 f'APT::Architecture "{self._archive.arch}"', f'APT::Architectures "{self._archive.arch}"',
                 'APT::Install-Recommends "false"', 'APT::Sandbox::User "root"', 'Acquire::ForceHash "SHA256"',
                 *self._network_settings(),

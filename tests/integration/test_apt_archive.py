@@ -110,6 +110,15 @@ def fails(kind: type[ImagebuilderError], message: str, context: str, hint: str, 
     assert hint in error.hint
 
 
+def test_a_cache_that_was_moved_is_asked_where_it_is_now(world: World, tmp_path: Path) -> None:
+    world.updated().solve(["tool"])
+    world.cache = world.cache.rename(tmp_path / "elsewhere")
+    packages = world.folder().solve(["apt", "nice"])
+    assert [package.name for package in packages] == ["apt", "nice"]
+    world.fetch(world.folder(), packages)
+    assert {path.name for path in world.store.iterdir()} == {package.filename for package in packages}
+
+
 def test_an_archive_is_asked_and_packages_are_fetched(world: World, tmp_path: Path) -> None:
     folder = world.updated()
     assert folder.epoch() == EPOCH
