@@ -8,7 +8,7 @@ import urllib.request
 import pytest
 
 from imagebuilder.vm.boot import RunningGuest
-from tests.e2e.conftest import Bake, Boot, needs_bake, needs_qemu
+from tests.e2e.conftest import BOOT_SECONDS, Bake, Boot, needs_bake, needs_qemu
 
 pytestmark = [pytest.mark.bake, pytest.mark.boot, pytest.mark.timeout(1800), needs_bake, needs_qemu]
 HELLO = "hello from a pod that was in the image"
@@ -19,7 +19,7 @@ def out(guest: RunningGuest, command: str) -> str:
     return guest.ssh.run(command, timeout=180).stdout.strip()
 
 
-def get(url: str, seconds: float = 120) -> str:
+def get(url: str, seconds: float = BOOT_SECONDS) -> str:
     deadline = time.monotonic() + seconds
     while True:
         try:
