@@ -24,7 +24,7 @@ from imagebuilder.packer.render import Supplies, render_folder
 from imagebuilder.process import RealRunner
 from imagebuilder.verify.subject import Said
 from imagebuilder.vm.boot import RunningGuest
-from tests.e2e.conftest import EXAMPLE, Bake, Boot, Prove, needs_bake, needs_qemu, telling
+from tests.e2e.conftest import EXAMPLE, ROOT, Bake, Boot, Prove, needs_bake, needs_qemu, telling
 from tests.e2e.test_images import HELLO, get, out
 from tests.integration.smallstack import CACHE
 
@@ -47,7 +47,7 @@ def make(request: BuildRequest, output: Path, cache: Path, *var_files: Path) -> 
 
 
 def kept(request: BuildRequest, source: str, output: Path, cache: Path, values: Path) -> BakeResult:
-    """Return what Packer makes, or made this week of the very same: an emulated machine takes a quarter of an hour.
+    """Return what Packer makes, or made this week by the same program of the same: it takes a quarter of an hour.
 
     Args:
         request: what is baked.
@@ -59,17 +59,15 @@ def kept(request: BuildRequest, source: str, output: Path, cache: Path, values: 
     plan, runner = plan_request(request), RealRunner()
     packer = PackerEngine(runner=runner, progress=Progress(), log=output, downloads=cache).version()
     files = render_folder(plan, Supplies(images=tuple(Path(image) for image in request.images)))
-    seed = {path.name: sha256_file(path) for path in sorted(OVERLAY.rglob("*")) if path.is_file()}
-    key = content_id(
-        [{path: digest(item) for path, item in files.items()}, seed, source, packer,
-         list(datetime.date.today().isocalendar()[:2])]
-    )  # fmt: skip
+    week = datetime.date.today().isocalendar()[:2]
+    program = [sha256_file(path) for path in sorted((ROOT / "imagebuilder").rglob("*.py"))]
+    key = content_id([{path: digest(item) for path, item in files.items()}, program, source, packer, week])
     folder = CACHE / f"packer-node-{key[:16]}"
     if not folder.exists():
         make(request, output, cache, values)
         for old in CACHE.glob("packer-node-*"):
             shutil.rmtree(old)
-        shutil.copytree(output, folder.with_suffix(".new"), copy_function=shutil.copy2)
+        shutil.copytree(output, folder.with_suffix(".new"))
         folder.with_suffix(".new").rename(folder)
     (found,) = folder.iterdir()
     manifest = json.loads((found / "manifest.json").read_bytes())
