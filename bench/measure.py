@@ -55,7 +55,8 @@ def resident(root: int) -> list[int]:
 def measured(name: str, results: list[Measured]) -> Iterator[Measured]:
     """Time a block, and watch the memory of everything that this process starts in it.
 
-    Memory is looked at five times a second: a process that lives shorter may be missed.
+    What was written before it is on the disk by then: a block pays for its own writes only. Memory is looked at five
+    times a second: a process that lives shorter may be missed.
     """
     found, stop = Measured(name), threading.Event()
 
@@ -65,6 +66,7 @@ def measured(name: str, results: list[Measured]) -> Iterator[Measured]:
             found.peak_mib = max(found.peak_mib, sum(sizes) / MIB)
             found.largest_mib = max(found.largest_mib, max(sizes, default=0) / MIB)
 
+    os.sync()
     thread = threading.Thread(target=watch)
     thread.start()
     start = time.monotonic()

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-LAYERS = ("base", "runtime", "kubernetes", "guest", "site")
-BARE_LAYERS = ("base", "guest", "site")  # of an image without docker and Kubernetes
+LAYERS = ("base", "runtime", "kubernetes", "initramfs", "guest", "site")
+BARE_LAYERS = ("base", "initramfs", "guest", "site")  # of an image without docker and Kubernetes
 INITRAMFS = ("small", "stock")  # one of our own, for disks of the direct engine; and the distribution's
 ROOT_BUILDERS = ("fast", "mmdebstrap")  # how the direct engine makes the base layer; the first is the default
 FORMAT_VERSION = 2  # of layers and artifacts; part of every id: raise it when the engine's output changes

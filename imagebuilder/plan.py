@@ -21,7 +21,12 @@ from imagebuilder.steps import Step, select
 from imagebuilder.strict import did_you_mean
 from imagebuilder.targets import Target
 
-BELOW = {"runtime": "base", "kubernetes": "runtime", "guest": "kubernetes", "site": "guest", "tools": "base"}
+BELOW = {
+    "runtime": "base", "kubernetes": "runtime", "initramfs": "base", "guest": "kubernetes", "site": "guest",
+    "tools": "base",
+}  # fmt: skip
+# Made on the base alone, and laid over the others: with another kubelet it is the same, and other targets' runtime too.
+ON_BASE = frozenset({"initramfs"})
 BARE = ("cloud-init", "sudo")  # as in a cloud image: whoever goes on with it logs in as an ordinary user
 NOT_FAST = "--root-builder is for the direct engine, and knows {}"
 NOT_BARE = "--bare is for the direct engine, and takes no container images"
@@ -280,15 +285,15 @@ def _layers(
         "site": request.packages,
     }
     chosen = select(steps, profile.family, target.name, facts)
-    return tuple(
+    layers = (
         LayerPlan(
             name=name,
-            packages=packages[name],
+            packages=packages.get(name, ()),
             steps=tuple(step for step in chosen if step.layer == name and profile.init in step.inits),
         )
         for name in (BARE_LAYERS if request.bare else LAYERS)
-        if name != "guest" or packages[name]
     )
+    return tuple(layer for layer in layers if layer.steps)
 
 
 def _facts(request: BuildRequest, profile: Profile, target: Target, engine: str, disk: DiskPlan) -> list[str]:
@@ -296,6 +301,7 @@ def _facts(request: BuildRequest, profile: Profile, target: Target, engine: str,
     cloud_init = target.cloud_init or request.bare
     known = {
         "cloud_init": cloud_init,
+        "guest_packages": bool(target.packages(profile.name, profile.family)),
         "no_cloud_init": not cloud_init,
         f"{disk.initramfs}_initramfs": True,
         "repositories": engine == "packer",  # the direct engine has a repository of its own, of what is locked
@@ -333,20 +339,20 @@ def layer_ids(plan: BuildPlan, inputs: Mapping[str, Mapping[str, Any]], provisio
         provision: sha256 of every file below ``provision/``, by its path there.
     """
     ids: dict[str, str] = {}
-    parent = ""
+    top = ""  # stands for all layers so far
     for layer in plan.layers:
         names = {name for step in layer.steps for name in step.inputs}
-        parent = content_id(
+        own = ids[layer.name] = content_id(
             {
                 "format": FORMAT_VERSION,
                 "name": layer.name,
-                "parent": parent,
+                "parent": ids["base"] if layer.name in ON_BASE else top,
                 "settings": {key: value for key, value in sorted(plan.settings.items()) if key in names},
                 "files": {path: provision[path] for path in used_files(layer, plan.profile, provision)},
                 "inputs": plain(inputs[layer.name]),
             }
         )
-        ids[layer.name] = parent
+        top = content_id([top, own]) if layer.name in ON_BASE else own
     return ids
 
 

@@ -27,6 +27,7 @@ INITS = ("systemd", "sysvinit")
 PHASES = ("build",)  # what happens at boot is in provision/boot.toml
 FACTS = (  # the closed set of yes-or-no facts of a cell that ``when`` may name
     "cloud_init",
+    "guest_packages",  # the target wants packages in its guests
     "no_cloud_init",
     "repositories",  # there are package repositories from outside the distribution to set up
     "small_initramfs",  # the engine makes one of its own

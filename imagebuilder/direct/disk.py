@@ -243,7 +243,7 @@ def own_initramfs(spec: DiskSpec, layers: Sequence[Layer], tools: Sequence[Layer
     if has_initramfs(layers, kernel):
         return b""
     if not spec.drivers:
-        raise ArtifactError(f"kernel {kernel} has no initramfs", hint="check the step base/90-initramfs")
+        raise ArtifactError(f"kernel {kernel} has no initramfs", hint="check the step initramfs/10-initramfs")
     from imagebuilder.direct.initramfs import small_initramfs
 
     return small_initramfs(layers, tools, kernel, spec.drivers, spec.epoch)

@@ -104,7 +104,7 @@ class DirectEngine:
             with self.progress.stage(f"layer:{job.name}", f"Layer {job.name}") as stage:
                 found = self._found(job.id, job.whole_info, stage)
                 with full_disk_named(self.store.staging):
-                    layers.append(found or self._used(self._build(job, layers, stage)))
+                    layers.append(found or self._used(self._build(job, layers[:1] if job.on_base else layers, stage)))
         return layers
 
     def tools(self, base: Layer, packages: Sequence[LockedPackage]) -> list[Layer]:
@@ -220,14 +220,14 @@ class DirectEngine:
         ]
 
     def _volumes(self, folder: Path, below: Sequence[Layer]) -> None:
-        """Give a layer above the runtime its own copy of its parent's volumes: small, and whole."""
+        """Give a layer above the runtime its own copy of the volumes below it: small, and whole."""
         if "runtime" not in [layer.info["name"] for layer in below]:
             return
-        parent = below[-1]
         for name in VOLUMES:
             target = folder / "volumes" / name
-            if (parent.volumes / name).is_dir():
-                self.runner.run(["cp", "-a", "--reflink=auto", parent.volumes / name, target])
+            found = [layer.volumes / name for layer in below if (layer.volumes / name).is_dir()]
+            if found:
+                self.runner.run(["cp", "-a", "--reflink=auto", found[-1], target])
             else:
                 target.mkdir(mode=0o711)
 

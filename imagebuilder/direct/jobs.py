@@ -16,7 +16,7 @@ from imagebuilder.direct.sandbox import INSIDE, Bind
 from imagebuilder.errors import UsageError
 from imagebuilder.fetch import Materials
 from imagebuilder.model import LAYERS, LockedPackage
-from imagebuilder.plan import BuildPlan, LayerPlan, layer_ids
+from imagebuilder.plan import ON_BASE, BuildPlan, LayerPlan, layer_ids
 from imagebuilder.recipe_env import environment, layer_environment
 from imagebuilder.resolve import LAYER_OF, Lock
 
@@ -64,6 +64,7 @@ def layer_jobs(plan: BuildPlan, lock: Lock, materials: Materials, provision: Pat
                 binds=tuple(binds[layer.name]),
                 texts={"/etc/apt/sources.list": lock.apt_sources} if layer.name == "base" else {},
                 info={"inputs": inputs[layer.name], "steps": _keys(layer)},
+                on_base=layer.name in ON_BASE,
                 fast=fast,
             )
         )

@@ -22,6 +22,7 @@ class LayerJob:
         binds: files and folders that the steps see.
         texts: files of the tree that are written before the steps run, by their absolute path.
         info: plain data for ``layer.json``.
+        on_base: it is made on the lowest layer alone, whatever else is below it.
         fast: make the lowest layer with :mod:`imagebuilder.direct.fastroot`, not with mmdebstrap.
     """
 
@@ -34,6 +35,7 @@ class LayerJob:
     binds: tuple[Bind, ...]
     texts: Mapping[str, str]
     info: Mapping[str, object]
+    on_base: bool = False
     fast: bool = True
 
     @property

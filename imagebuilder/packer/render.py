@@ -34,7 +34,7 @@ UNATTENDED = {  # how an installer is told what to install -> part, and the file
     "preseed": ("preseed.j2", "preseed.cfg"), "kickstart": ("kickstart.j2", "ks.cfg"),
     "autoinstall": ("autoinstall.j2", "user-data"),
 }  # fmt: skip
-NUMBERS = {"base": 10, "runtime": 30, "kubernetes": 40, "guest": 45, "site": 50}
+NUMBERS = {"base": 10, "initramfs": 15, "runtime": 30, "kubernetes": 40, "guest": 45, "site": 50}
 PROGRAM, TEXT = 0o755, 0o644
 
 
@@ -140,7 +140,7 @@ def _context(plan: BuildPlan, supplies: Supplies) -> dict[str, Any]:
         "checksum": supplies.checksum, "kubernetes": kubernetes, "guest": GUEST, "tags": tags,
         "labels": {key: _label(value) for key, value in tags.items()},
         "plugin_name": plan.target.plugin.rpartition("/")[2],
-        "layers": [_script_name(layer) for layer in plan.layers],
+        "layers": sorted(_script_name(layer) for layer in plan.layers),
         "packages": _packages(plan, supplies),
     }  # fmt: skip
 

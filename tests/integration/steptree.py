@@ -109,13 +109,13 @@ SYSTEMS = {
     "debian": System(
         family="debian",
         kernels=("6.1.0-56-cloud-amd64",),
-        facts=("stock_initramfs", "small_initramfs"),  # no cell is both: each of the two has a step
+        facts=("guest_packages", "stock_initramfs", "small_initramfs"),  # no cell is both: each of the two has a step
         texts=APPARMOR,
     ),
     "ubuntu": System(
         family="debian",
         kernels=("6.8.0-40-generic", "6.8.0-45-generic"),
-        facts=("vm_build", "no_cloud_init", "repositories", "vagrant", "stock_initramfs"),
+        facts=("vm_build", "guest_packages", "no_cloud_init", "repositories", "vagrant", "stock_initramfs"),
         texts={
             **MACHINE_TRACES,
             **APPARMOR,
@@ -135,7 +135,7 @@ SYSTEMS = {
     "redhat": System(
         family="redhat",
         kernels=("5.14.0-503.el9.x86_64", "5.14.0-570.el9_6.x86_64"),
-        facts=("vm_build", "repositories", "vagrant", "subscription", "stock_initramfs"),
+        facts=("vm_build", "guest_packages", "repositories", "vagrant", "subscription", "stock_initramfs"),
         env={
             "IB_KUBELET_DEFAULTS": "/etc/sysconfig/kubelet",
             "IB_RHSM_ORGANIZATION": "123",

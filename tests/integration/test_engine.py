@@ -278,6 +278,18 @@ def test_volumes_are_whole_copies_that_their_parent_does_not_see(stack: Stack) -
     assert not list(stack.layers[-1].root.glob("var/lib/containerd/*"))
 
 
+def test_a_layer_on_the_base_alone_sees_nothing_else_and_those_above_see_it(stack: Stack) -> None:
+    *lower, site = jobs(Want(layers=4))
+    script = "[ ! -e /var/lib/runtime ] && [ ! -e /var/lib/containerd ] && cat /etc/both > /etc/aside"
+    steps = ("upper/30-try.sh",)
+    aside = replace(lower[2], name="aside", id="a" * 64, steps=steps, env={"IB_TRY": script}, on_base=True)
+    above = replace(site, id="b" * 64, steps=(*site.steps, *steps), env={"IB_TRY": "cat /etc/aside /etc/both > /seen"})
+    layers = stack.engine.build([*lower, aside, above])
+    assert (layers[-2].root / "etc/aside").read_text() == "lower\n"
+    assert (layers[-1].root / "seen").read_text() == "lower\nupper\n"
+    assert (layers[-1].volumes / "containerd/store/blob").read_text() == "image\nmore\n"
+
+
 def test_a_failed_step_is_named_and_keeps_nothing(stack: Stack) -> None:
     layers = sorted(path.name for path in stack.engine.store.layers.iterdir())
     script = "setsid sleep 300 & echo last words; cat /no-such-file; echo not reached"

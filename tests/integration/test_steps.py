@@ -45,7 +45,7 @@ SCRIPTS = [
     *sorted((Path(process.__file__).parent / "direct").glob("*.sh")),
 ]
 REWRITTEN = {  # with the same content
-    "base/90-initramfs.sh": {f"root/boot/init{name}" for system in SYSTEMS.values() for kernel in system.kernels
+    "initramfs/10-initramfs.sh": {f"root/boot/init{name}" for system in SYSTEMS.values() for kernel in system.kernels
                              for name in (f"rd.img-{kernel}", f"ramfs-{kernel}.img")},
     "site/90-clean.sh": {"root/etc/machine-id"} | {f"root/{name}" for system in SYSTEMS.values()
                          for name in {**BUILD_TRACES, **system.texts} if name.startswith("var/log/")},
@@ -287,7 +287,7 @@ def dead_containerd(root: FakeRoot) -> None:
             "kubernetes/10-kubernetes.sh", other_kubelet, 'says "Kubernetes v1.34.0", not v1.35.8', id="kubelet"
         ),
         pytest.param("base/30-kernel-modules.sh", forget_module, f"{KERNEL} has no module br_netfilter", id="module"),
-        pytest.param("base/90-initramfs.sh", forget_kernel, f"{KERNEL} have no /boot/vmlinuz-{KERNEL}", id="kernel"),
+        pytest.param("initramfs/10-initramfs.sh", forget_kernel, f"have no /boot/vmlinuz-{KERNEL}", id="kernel"),
         pytest.param("site/50-scripts.sh", bad_script, "about to fail", id="script"),
         pytest.param("kubernetes/40-pause-image.sh", dead_containerd, "containerd ended while", id="containerd"),
     ],

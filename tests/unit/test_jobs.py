@@ -48,7 +48,7 @@ def lock(**changes: Any) -> Lock:
             "crictl": Taken(kind="go-modules", version="1.35.0", module="crictl"),
         },
         packages={
-            "base": (package("libc"),), "runtime": (package("docker.io"),),
+            "base": (package("libc"),), "runtime": (package("docker.io"),), "initramfs": (),
             "guest": (package("cloud-init"),), "kubernetes": (package("kubelet", "1.35.8"),), "site": (),
             "tools": (package("mtools"),), "images": (),
         },
@@ -64,7 +64,7 @@ def materials(tmp_path: Path, **changes: Any) -> Materials:
 
 def jobs(tmp_path: Path, *, provision: Path = PROVISION, **changes: Any) -> dict[str, LayerJob]:
     given = {key: changes.pop(key) for key in ("lock", "materials") if key in changes}
-    plan = plan_request(BuildRequest(**{"os": "debian", "target": "openstack", **changes}))
+    plan = plan_request(BuildRequest(**{"os": "debian", "target": "openstack", "initramfs": "stock", **changes}))
     made = layer_jobs(plan, given.get("lock", lock()), given.get("materials", materials(tmp_path)), provision)
     return {job.name: job for job in made}
 
@@ -75,7 +75,8 @@ def rebuilt(one: dict[str, LayerJob], other: dict[str, LayerJob]) -> list[str]:
 
 def test_a_bare_image_has_no_agent(tmp_path: Path) -> None:
     made = jobs(tmp_path, bare=True, materials=materials(tmp_path, payloads={}, pause=None))
-    assert list(made) == ["base", "guest", "site"]
+    assert list(made) == ["base", "initramfs", "guest", "site"]
+    assert [name for name, job in made.items() if job.on_base] == ["initramfs"]
     assert not any("agent" in bind.target for job in made.values() for bind in job.binds)
 
 

@@ -126,7 +126,7 @@ def test_the_recipe_is_the_one_of_the_plan() -> None:
     provision = resources.folder("provision")
     for path, content in inside.items():
         assert content == (provision.parent / path).read_text()
-    for name, number in zip(LAYERS, ("10", "30", "40", "45", "50"), strict=True):
+    for name, number in zip(LAYERS, ("10", "30", "40", "15", "45", "50"), strict=True):
         script = text(files[f"scripts/{number}-{name}.sh"])
         steps = re.findall(rf"^    ({name}/\S+\.sh)", script, re.M)
         assert steps == [f"{step.key}.sh" for step in plan.layer(name).steps]

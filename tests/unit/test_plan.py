@@ -255,12 +255,12 @@ def test_packages_go_where_they_belong() -> None:
     assert "linux-image-amd64" in wanted(target="raw").layer("base").packages
     assert made.layer("kubernetes").packages == ()
     assert [layer.name for layer in made.layers] == ["base", "runtime", "kubernetes", "site"], "qemu wants nothing"
-    guest = wanted(target="proxmox", packages=("jq",))
+    guest = wanted(target="proxmox", packages=("jq",), initramfs="stock")
     assert [layer.name for layer in guest.layers] == list(LAYERS)
     assert guest.layer("guest").packages == ("cloud-init", "qemu-guest-agent")
     assert guest.layer("site").packages == ("jq",)
     bare = wanted(target="proxmox", bare=True)
-    assert [layer.name for layer in bare.layers] == ["base", "guest", "site"]
+    assert [layer.name for layer in bare.layers] == ["base", "initramfs", "guest", "site"]
 
 
 def test_the_root_builder_changes_nothing_of_the_plan() -> None:
@@ -282,7 +282,7 @@ def test_who_cannot_make_the_base_layer_is_told(changes: Any) -> None:
 def test_a_bare_image_has_the_base_of_a_node_and_neither_runtime_nor_kubernetes() -> None:
     bare, whole = wanted(bare=True, packages=("tmux",)), wanted(initramfs="stock")
     assert bare.id == "debian-13-amd64-qemu-bare"
-    assert [layer.name for layer in bare.layers] == ["base", "site"]
+    assert [layer.name for layer in bare.layers] == ["base", "initramfs", "site"]
     assert bare.layers[0] == whole.layers[0]
     assert bare.layer("site").packages == ("tmux", "cloud-init", "sudo")
     assert bare.sources == {}
@@ -304,7 +304,7 @@ def test_a_bare_image_has_the_base_of_a_node_and_neither_runtime_nor_kubernetes(
 def test_who_gets_the_small_initramfs(changes: Any, small: bool) -> None:
     made = wanted(**changes)
     steps = {step.key for layer in made.layers for step in layer.steps}
-    assert ("site/12-initramfs" in steps, "base/90-initramfs" in steps) == (small, not small)
+    assert ("site/12-initramfs" in steps, "initramfs/10-initramfs" in steps) == (small, not small)
     assert made.disk.drivers == (made.target.initramfs_modules if small else ())
 
 
@@ -316,7 +316,7 @@ def test_targets_with_other_drivers_share_the_layers_below_the_guest() -> None:
     assert wanted(target="vsphere").disk.drivers != wanted(target="virtualbox").disk.drivers
     assert ids("vsphere")[:2] == ids("virtualbox")[:2]
     assert ids("vsphere")[2] != ids("virtualbox")[2]
-    assert ids("raw")[0] != ids("vsphere")[0], "the stock initramfs is in the base layer"
+    assert ids("raw")[:2] == ids("vsphere")[:2], "the stock initramfs is a layer of its own"
 
 
 @pytest.mark.parametrize("changes", [{"bare": True}, {"engine": "packer"}, {"target": "raw"}], ids=str)
@@ -386,7 +386,7 @@ def hashes() -> dict[str, str]:
 
 def every(**changes: Any) -> BuildPlan:
     """Return the plan of a target that has every layer."""
-    return wanted(target="openstack", **changes)
+    return wanted(target="openstack", initramfs="stock", **changes)
 
 
 def changed(made: BuildPlan, other: BuildPlan | None = None, inputs: Any = NOTHING, files: Any = None) -> list[str]:
@@ -417,6 +417,7 @@ def test_layer_ids_are_stable_and_differ() -> None:
         pytest.param("files/crictl.yaml", ["kubernetes", "guest", "site"], id="file"),
         pytest.param("steps/site/90-clean.sh", ["site"], id="site"),
         pytest.param("steps/runtime/10-packages.sh", ["runtime", "kubernetes", "guest", "site"], id="runtime"),
+        pytest.param("steps/initramfs/10-initramfs.sh", ["initramfs", "guest", "site"], id="initramfs"),
         pytest.param("steps/guest/10-packages.sh", ["guest", "site"], id="guest"),
         pytest.param("lib.sh", list(LAYERS), id="library"),
         pytest.param("run-steps.sh", list(LAYERS), id="runner"),
@@ -438,7 +439,10 @@ def test_a_changed_file_rebuilds_what_is_made_from_it(path: str, layers: list[st
 @pytest.mark.parametrize("name", LAYERS)
 def test_changed_inputs_rebuild_their_layer_and_those_above(name: str) -> None:
     inputs = {**NOTHING, name: {"payloads": {"kubernetes": "other"}}}
-    assert changed(every(), inputs=inputs) == list(LAYERS[LAYERS.index(name) :])
+    above = list(LAYERS[LAYERS.index(name) :])
+    if name in ("runtime", "kubernetes"):
+        above.remove("initramfs")  # made on the base alone
+    assert changed(every(), inputs=inputs) == above
 
 
 @pytest.mark.parametrize(

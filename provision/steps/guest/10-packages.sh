@@ -3,6 +3,7 @@
 # why: guest agents and cloud-init belong to the target, not to the operating system
 # families: debian redhat
 # phase: build
+# when: guest_packages
 # inputs: IB_GUEST_PACKAGES
 . "${IB_PROVISION:?}/lib.sh"
 
